@@ -1,0 +1,1 @@
+"""Plumbing that both processes run on; holds no word of mail."""

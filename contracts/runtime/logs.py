@@ -1,0 +1,71 @@
+"""Log lines: structlog, console on a terminal, else one JSON object a line. No address of a person ever gets in."""
+
+import logging
+import re
+import sys
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+Format = Literal["console", "json"]
+
+_ADDRESS = re.compile(r"[^\s<>\"'=,:;()\[\]]+@[^\s<>\"',;()\[\]]+")
+
+
+def _without_addresses(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Last line of defence: a library's message or a traceback may quote what it was given."""
+    for key, value in event.items():
+        if isinstance(value, str) and "@" in value:
+            event[key] = _ADDRESS.sub("<address>", value)
+    return event
+
+
+def _json(value: Any, **_: Any) -> str:
+    return msgspec.json.encode(value, enc_hook=repr).decode()
+
+
+def configure(*, service: str, level: str, form: Format | None) -> None:
+    """Sets up structlog and routes the standard library's logging through it.
+
+    Args:
+        service: goes into every line.
+        level: a name of the standard library's levels.
+        form: None means console on a terminal, else json.
+    """
+    if form is None:
+        form = "console" if sys.stderr.isatty() else "json"
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    console = form == "console"
+    last: list[Processor] = [
+        structlog.processors.format_exc_info,
+        _without_addresses,
+        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(serializer=_json),
+    ]
+    number = logging.getLevelNamesMapping()[level]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    # One line a request is ours to write, with the request's id; uvicorn's repeats it.
+    logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("uvicorn.error").setLevel(max(number, logging.WARNING))
+    logging.getLogger("nats").setLevel(max(number, logging.ERROR))
+    structlog.contextvars.bind_contextvars(service=service)

@@ -1,0 +1,96 @@
+"""What every `python -m <service>` does first and last: settings, logs, uvloop, exit status."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Collection, Coroutine
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import structlog
+import uvloop
+
+from contracts.runtime import logs, settings
+from contracts.runtime.broker import Broker, connect
+from contracts.runtime.lifecycle import PortTaken
+
+log = structlog.get_logger()
+
+BAD_START = 78
+"""Exit status of a start that no restart mends (EX_CONFIG of sysexits.h)."""
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every service reads from the environment."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    nats_user: str | None = None
+    nats_password: str | None = None
+    nats_creds: str | None = None
+    nats_tls_ca: str | None = None
+    nats_monitoring_url: str | None = None
+    """None: only the monitoring port tells how the broker syncs, so the start warns that it could not check."""
+    nats_durability: Literal["always", "interval"] = "always"
+    stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+    provision: Literal["auto", "verify"] = "auto"
+    http_host: str = "127.0.0.1"
+    """Where the listeners bind; containers set 0.0.0.0."""
+    environment: str = "development"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["console", "json"] | None = None
+
+    @property
+    def production(self) -> bool:
+        return self.environment == "production"
+
+
+class BadStart(Exception):
+    """The service cannot start as things are; the text says what to change. No restart mends it."""
+
+
+S = TypeVar("S", bound=CommonSettings)
+
+
+def run(
+    service: str,
+    kind: type[S],
+    main: Callable[[S], Coroutine[Any, Any, int]],
+    *,
+    prefixes: tuple[str, ...] = (),
+    known: Collection[str] = (),
+) -> int:
+    """Reads the settings, runs `main` on uvloop and returns its exit status; 78 for a start that no restart mends.
+
+    Variables that begin with one of `prefixes` and are neither the service's nor `known` are warned about.
+    """
+    try:
+        config = settings.read(kind, os.environ)
+    except settings.SettingsError as exc:
+        print(f"{service} cannot start:\n{exc}", file=sys.stderr)
+        return BAD_START
+    logs.configure(service=service, level=config.log_level, form=config.log_format)
+    for name in settings.unknown(kind, os.environ, prefixes=prefixes, known=known):
+        log.warning("settings.unknown_variable", variable=name)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main(config))
+    except (BadStart, PortTaken) as exc:
+        log.error("process.cannot_start", reason=str(exc))
+        return BAD_START
+
+
+async def connect_as(service: str, config: CommonSettings, on_closed: Callable[[str], None]) -> Broker:
+    """The service's connection to the broker; waits for the broker as long as it takes."""
+    return await connect(
+        name=service,
+        url=config.nats_url,
+        user=config.nats_user,
+        password=config.nats_password,
+        credentials=config.nats_creds,
+        tls_ca=config.nats_tls_ca,
+        on_closed=on_closed,
+    )

@@ -1,0 +1,112 @@
+"""Names on the broker: streams, subjects, buckets, durables, headers. One place, so that a name cannot drift.
+
+An event id is `<user_id>.<revision>`: two subject tokens, both legal in a subject and in a key.
+No subject or key holds an address or a name of a person.
+"""
+
+from typing import Final
+
+# Streams. A bucket named B is the stream KV_B with subjects $KV.B.>.
+USERS_BUCKET: Final = "USERS"
+USERS: Final = "KV_USERS"
+IDEMPOTENCY_BUCKET: Final = "IDEMPOTENCY"
+IDEMPOTENCY: Final = "KV_IDEMPOTENCY"
+WELCOME_EMAILS: Final = "WELCOME_EMAILS"
+DELIVERIES: Final = "DELIVERIES"
+DEAD_LETTERS: Final = "DEAD_LETTERS"
+
+# Durable consumers that are pulled.
+RELAY: Final = "welcome-relay"
+EMAIL_SVC: Final = "email-svc"
+
+# Subject patterns.
+USER_KEYS: Final = "$KV.USERS.u.*"
+AGAIN_KEYS: Final = "$KV.USERS.again.*.*"
+ERASE_KEYS: Final = "$KV.USERS.erase.*"
+USER_ID_KEY_FINGERPRINT: Final = "$KV.USERS.meta.user_id_key"
+WELCOME_REQUESTED: Final = "email.welcome.requested.*.*"
+ATTEMPTS: Final = "deliveries.*.*.attempts"
+OUTCOMES: Final = "deliveries.*.*.outcome.*"
+DEAD_LETTERS_OF_EVENTS: Final = "dead_letters.*.*.*"
+QUARANTINE: Final = "dead_letters.quarantine.*"
+
+# Headers of ours. Those of the broker are in contracts.runtime.jetstream.
+HEADER_REASON: Final = "MailFlow-Reason"
+HEADER_SUBJECT: Final = "MailFlow-Subject"
+
+
+def event_id(user_id: str, revision: int) -> str:
+    """`<user_id>.<revision>`; the revision is the sequence of the key that asks for the mail."""
+    return f"{user_id}.{revision}"
+
+
+def split_event_id(event: str) -> tuple[str, int]:
+    """The user id and revision of an event id.
+
+    Raises:
+        ValueError: not of the form `<user_id>.<revision>`.
+    """
+    user_id, dot, revision = event.partition(".")
+    if not (dot and is_user_id(user_id) and revision.isascii() and revision.isdigit() and revision[0] != "0"):
+        raise ValueError(f"{event!r:.80} is not an event id <user_id>.<revision>")
+    return user_id, int(revision)
+
+
+def is_user_id(text: str) -> bool:
+    """26 characters of lower-case base32."""
+    return len(text) == 26 and all(c in "abcdefghijklmnopqrstuvwxyz234567" for c in text)
+
+
+def user_key(user_id: str) -> str:
+    """The registration: written once, never changed."""
+    return f"$KV.USERS.u.{user_id}"
+
+
+def again_key(user_id: str, nonce: str) -> str:
+    """A resend (`<UTC date>-<1|2|3>`) or a replay (`r<revision of the dead event>`)."""
+    return f"$KV.USERS.again.{user_id}.{nonce}"
+
+
+def erase_key(user_id: str) -> str:
+    """An erasure under way; it covers the user's keys written before it."""
+    return f"$KV.USERS.erase.{user_id}"
+
+
+def idempotency_key(key_hash: str) -> str:
+    """The row of one Idempotency-Key, 24 h."""
+    return f"$KV.IDEMPOTENCY.{key_hash}"
+
+
+def welcome_requested(event: str) -> str:
+    """The queue entry of one event: its own subject, so that the queue refuses a second copy."""
+    return f"email.welcome.requested.{event}"
+
+
+def attempts(event: str) -> str:
+    """The history of a mail that is still pending."""
+    return f"deliveries.{event}.attempts"
+
+
+def outcome(event: str, state: str) -> str:
+    """The one outcome of an event; `state` is sent, dead, expired or erased ("*" for any)."""
+    return f"deliveries.{event}.outcome.{state}"
+
+
+def delivery_rows(event: str) -> str:
+    """All rows of one event in the ledger."""
+    return f"deliveries.{event}.>"
+
+
+def dead_letter(event: str, state: str) -> str:
+    """The open dead letter of one event; `state` is dead or expired."""
+    return f"dead_letters.{state}.{event}"
+
+
+def quarantined(sequence: int) -> str:
+    """A message without a trustworthy id, named by its sequence in the queue."""
+    return f"dead_letters.quarantine.{sequence}"
+
+
+def event_in(subject: str, user_id: str) -> str:
+    """The event id in a subject that holds one of this user's, e.g. `deliveries.<user_id>.<revision>.attempts`."""
+    return event_id(user_id, int(subject.partition(f".{user_id}.")[2].partition(".")[0]))

@@ -1,0 +1,352 @@
+"""The streams, buckets and durables on the broker: as data, and the one function that makes them so.
+
+Each piece has an owner. Whoever needs a thing that is missing creates it; only its owner changes what may be changed;
+where something that exists contradicts the design, nobody touches it and the start is refused.
+
+    python -m contracts.topology      makes all of it, once (for PROVISION=verify)
+"""
+
+import asyncio
+import sys
+import urllib.request
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+import structlog
+
+from contracts import subjects as s
+from contracts.runtime.broker import NO_CONSUMER, NO_STREAM, ApiError, Broker, Unavailable
+from contracts.runtime.lifecycle import Stop
+from contracts.runtime.process import BadStart, CommonSettings, Count, connect_as, run
+
+log = structlog.get_logger()
+
+Service = Literal["user_svc", "email_svc"]
+
+_NS = 1_000_000_000
+ACK_WAIT_S = 30
+_FAR = "2200-01-01T00:00:00Z"
+
+
+class Consumer(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable consumer. `config` is the broker's own; of it, `changes` may be changed by the owner later."""
+
+    name: str
+    config: dict[str, Any]
+    changes: tuple[str, ...] = ()
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream (or a bucket, which is one). `fixed` must hold for ever; `config` may be changed by the owner."""
+
+    name: str
+    owner: Service
+    used_by: tuple[Service, ...]
+    fixed: dict[str, Any]
+    config: dict[str, Any]
+    consumers: tuple[Consumer, ...] = ()
+
+
+def _counter(name: str, subject: str) -> Consumer:
+    """An exact count of the messages on a subject pattern: a durable that nobody pulls, its `num_pending`.
+
+    Paused until far away, for one stray pull would falsify it for good.
+    """
+    return Consumer(
+        name=name,
+        config={
+            "filter_subject": subject,
+            "ack_policy": "none",
+            "deliver_policy": "all",
+            "pause_until": _FAR,
+        },
+    )
+
+
+def topology(queue_max_size: int = 100_000) -> tuple[Stream, ...]:
+    """All of it. `queue_max_size` is user_svc's setting; whoever does not own the queue leaves the default."""
+    bucket = {"retention": "limits", "storage": "file", "max_msgs_per_subject": 1, "discard": "new"}
+    pulled = {
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "ack_wait": ACK_WAIT_S * _NS,
+        "max_deliver": -1,  # never a budget: an exhausted message would stay, invisible to every counter
+        "max_waiting": 8192,  # cannot be changed later; slots of all replicas together
+    }
+    return (
+        Stream(
+            name=s.USERS,
+            owner="user_svc",
+            used_by=("user_svc",),
+            # The helper for buckets would set deny_delete, which cannot be undone and would forbid erasing.
+            fixed=bucket | {"subjects": ["$KV.USERS.>"], "deny_delete": False, "deny_purge": False},
+            config={"allow_direct": True, "allow_rollup_hdrs": True},
+            consumers=(
+                Consumer(
+                    name=s.RELAY,
+                    config=pulled
+                    | {"filter_subjects": [s.USER_KEYS, s.AGAIN_KEYS, s.ERASE_KEYS], "max_ack_pending": 20_000},
+                    changes=("max_ack_pending",),
+                ),
+                _counter("count-users", s.USER_KEYS),
+                _counter("count-again", s.AGAIN_KEYS),
+                _counter("count-erase", s.ERASE_KEYS),
+            ),
+        ),
+        Stream(
+            name=s.IDEMPOTENCY,
+            owner="user_svc",
+            used_by=("user_svc",),
+            fixed=bucket | {"subjects": ["$KV.IDEMPOTENCY.>"]},
+            config={"allow_direct": True, "allow_rollup_hdrs": True, "max_age": 24 * 3600 * _NS},
+        ),
+        Stream(
+            name=s.WELCOME_EMAILS,
+            owner="user_svc",
+            used_by=("user_svc", "email_svc"),
+            fixed={
+                "subjects": [s.WELCOME_REQUESTED],
+                "retention": "workqueue",
+                "storage": "file",
+                "discard": "new",
+                "deny_delete": False,
+                "max_age": 0,  # would drop work silently; the event's own deadline ends it with an outcome
+            },
+            config={"max_msgs": queue_max_size, "allow_direct": False},
+            consumers=(
+                Consumer(
+                    name=s.EMAIL_SVC,
+                    # A message that waits for its retry holds its slot: room for all of them, and for fresh mail.
+                    config=pulled | {"max_ack_pending": 2 * queue_max_size},
+                    changes=("max_ack_pending",),
+                ),
+            ),
+        ),
+        Stream(
+            name=s.DELIVERIES,
+            owner="email_svc",
+            used_by=("user_svc", "email_svc"),
+            fixed={
+                "subjects": [s.ATTEMPTS, s.OUTCOMES],
+                "retention": "limits",
+                "storage": "file",
+                "discard": "old",
+                "max_msgs_per_subject": 1,
+                "deny_delete": False,
+                "deny_purge": False,
+                "max_age": 0,
+            },
+            config={"allow_direct": True, "allow_msg_ttl": True},
+            consumers=tuple(
+                _counter(f"count-{state}", f"deliveries.*.*.outcome.{state}")
+                for state in ("sent", "dead", "expired", "erased")
+            ),
+        ),
+        Stream(
+            name=s.DEAD_LETTERS,
+            owner="email_svc",
+            used_by=("user_svc", "email_svc"),
+            fixed={
+                "subjects": [s.DEAD_LETTERS_OF_EVENTS, s.QUARANTINE],
+                "retention": "limits",
+                "storage": "file",
+                "discard": "old",
+                "max_msgs_per_subject": 1,
+                "deny_delete": False,
+                "deny_purge": False,
+                "max_age": 0,
+            },
+            config={"allow_direct": True, "allow_msg_ttl": True},
+        ),
+    )
+
+
+async def provision(
+    broker: Broker,
+    *,
+    service: Service | None,
+    mode: Literal["auto", "verify"],
+    replicas: int,
+    queue_max_size: int | None = None,
+) -> None:
+    """Makes what `service` (None: all) needs, or only checks it. Idempotent; any number may run it at once.
+
+    Raises:
+        BadStart: something is missing (verify) or contradicts the design. Unavailable: the broker does not answer.
+    """
+    for stream in topology(queue_max_size or 100_000):
+        if service is None or service in stream.used_by:
+            owner = service is None or stream.owner == service
+            await _stream(broker, stream, owner=owner, mode=mode, replicas=replicas)
+
+
+async def until_answered(work: Callable[[], Awaitable[None]]) -> None:
+    """Does something at the start of a process, again and again while the broker gives no answer."""
+    while True:
+        try:
+            return await work()
+        except Unavailable as exc:
+            log.warning("topology.waiting", reason=str(exc))
+            await asyncio.sleep(0.5)
+
+
+async def missing(broker: Broker, service: Service) -> list[str]:
+    """What of the topology that a service uses is not there now; `["broker"]` if nobody answers."""
+    absent = []
+    try:
+        for stream in topology():
+            if service in stream.used_by:
+                if await _info(broker, f"STREAM.INFO.{stream.name}") is None:
+                    absent.append(f"stream {stream.name}")
+                    continue
+                absent += [
+                    f"consumer {consumer.name} of {stream.name}"
+                    for consumer in stream.consumers
+                    if await _info(broker, f"CONSUMER.INFO.{stream.name}.{consumer.name}") is None
+                ]
+    except Unavailable:
+        return ["broker"]
+    return absent
+
+
+async def _info(broker: Broker, call: str) -> dict[str, Any] | None:
+    try:
+        info: dict[str, Any] = await broker.api(call)
+    except ApiError as exc:
+        if exc.err_code in (NO_STREAM, NO_CONSUMER):
+            return None
+        raise
+    return info
+
+
+async def _stream(broker: Broker, stream: Stream, *, owner: bool, mode: str, replicas: int) -> None:
+    info = await _info(broker, f"STREAM.INFO.{stream.name}")
+    if info is None:
+        if mode == "verify":
+            raise BadStart(f"stream {stream.name} is missing: run `python -m contracts.topology` or set PROVISION=auto")
+        config = {"name": stream.name, **stream.fixed, **stream.config, "num_replicas": replicas}
+        try:
+            info = await broker.api(f"STREAM.CREATE.{stream.name}", config, timeout_s=10)
+            log.info("topology.stream_created", stream=stream.name, replicas=replicas)
+        except ApiError as exc:
+            info = await _info(broker, f"STREAM.INFO.{stream.name}")  # another service was faster
+            if info is None:
+                raise BadStart(f"stream {stream.name} cannot be created: {exc}") from exc
+    found = info["config"]
+    for name, wanted in stream.fixed.items():
+        if _differs(found.get(name), wanted):
+            raise BadStart(
+                f"stream {stream.name} has {name}={found.get(name)!r}, MailFlow needs {wanted!r}. "
+                "Nothing was changed: move what it holds elsewhere, delete it, and start again."
+            )
+    changes = {name: wanted for name, wanted in stream.config.items() if _differs(found.get(name), wanted)}
+    if found["num_replicas"] < replicas:
+        changes["num_replicas"] = replicas  # only ever raised
+    if changes and owner and mode == "auto":
+        await _refused_is_bad_start(broker, f"STREAM.UPDATE.{stream.name}", {**found, **changes})
+        log.info("topology.stream_changed", stream=stream.name, changes=changes)
+    for consumer in stream.consumers:
+        await _consumer(broker, stream.name, consumer, owner=owner, mode=mode)
+
+
+async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: bool, mode: str) -> None:
+    name = consumer.name
+    info = await _info(broker, f"CONSUMER.INFO.{stream}.{name}")
+    if info is None:
+        if mode == "verify":
+            raise BadStart(
+                f"consumer {name} of {stream} is missing: run `python -m contracts.topology` or set PROVISION=auto"
+            )
+        config = {"durable_name": name, "name": name, **consumer.config}
+        call = f"CONSUMER.CREATE.{stream}.{name}"
+        if "filter_subject" in config:
+            call += f".{config['filter_subject']}"
+        try:
+            info = await broker.api(call, {"stream_name": stream, "action": "create", "config": config}, timeout_s=10)
+        except ApiError as exc:
+            info = await _info(broker, f"CONSUMER.INFO.{stream}.{name}")  # another service was faster
+            if info is None:
+                raise BadStart(f"consumer {name} of {stream} cannot be created: {exc}") from exc
+    found = info["config"]
+    for key, wanted in consumer.config.items():
+        if key not in consumer.changes and key != "pause_until" and _differs(found.get(key), wanted):
+            raise BadStart(f"consumer {name} of {stream} has {key}={found.get(key)!r}, MailFlow needs {wanted!r}")
+    changes = {key: consumer.config[key] for key in consumer.changes if found.get(key) != consumer.config[key]}
+    if changes and owner and mode == "auto":
+        config = {key: value for key, value in found.items() if key != "pause_until"} | changes
+        await _refused_is_bad_start(
+            broker, f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "action": "update", "config": config}
+        )
+        log.info("topology.consumer_changed", stream=stream, consumer=name, changes=changes)
+
+
+async def _refused_is_bad_start(broker: Broker, call: str, body: dict[str, Any]) -> None:
+    try:
+        await broker.api(call, body, timeout_s=10)
+    except ApiError as exc:
+        raise BadStart(f"the broker refuses {call}: {exc}") from exc
+
+
+def _differs(found: Any, wanted: Any) -> bool:
+    """The broker leaves out what is false, zero or empty."""
+    if isinstance(wanted, list):
+        return sorted(found or []) != sorted(wanted)
+    return (found or 0) != (wanted or 0)
+
+
+async def check_durability(monitoring_url: str | None, wanted: Literal["always", "interval"]) -> None:
+    """Refuses a broker that acknowledges before its disk has the message, where `always` is wanted.
+
+    Only the monitoring port tells. Raises BadStart.
+    """
+    if wanted == "interval":
+        return
+    if monitoring_url is None:
+        log.warning("topology.durability_unchecked", hint="set NATS_MONITORING_URL to have the broker's fsync checked")
+        return
+    try:
+        config = await asyncio.to_thread(_jetstream_config, monitoring_url)
+    except (OSError, ValueError) as exc:
+        raise BadStart(f"NATS_MONITORING_URL={monitoring_url}: cannot ask how the broker syncs: {exc}") from exc
+    if not config.get("sync_always"):
+        raise BadStart(
+            "the broker does not fsync what it acknowledges: a power cut would lose accepted registrations. "
+            "Set `jetstream { sync_interval: always }` on the broker, or NATS_DURABILITY=interval to accept that."
+        )
+
+
+def _jetstream_config(monitoring_url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{monitoring_url.rstrip('/')}/varz", timeout=5) as answer:  # noqa: S310 - operator's
+        config: dict[str, Any] = msgspec.json.decode(answer.read()).get("jetstream", {}).get("config") or {}
+    return config
+
+
+class TopologySettings(CommonSettings, frozen=True, kw_only=True):
+    """Of the one-shot command: where the broker is, how many replicas, how long the queue."""
+
+    queue_max_size: Count = 100_000
+
+
+async def _main(config: TopologySettings) -> int:
+    stop = Stop()
+    broker = await connect_as("provisioner", config, stop.fail)
+    try:
+        await check_durability(config.nats_monitoring_url, config.nats_durability)
+        await until_answered(
+            lambda: provision(
+                broker,
+                service=None,
+                mode=config.provision,
+                replicas=config.stream_replicas,
+                queue_max_size=config.queue_max_size,
+            )
+        )
+    finally:
+        await broker.close()
+    log.info("topology.ready")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run("topology", TopologySettings, _main, known=()))

@@ -1,0 +1,217 @@
+// The page of the inbox: the list follows the server's events, the address (#<id>) says which mail is open.
+// What comes from a mail goes into the page as text only (textContent), its HTML part only into a sandboxed frame.
+
+const PAGE_SIZE = 100;
+const $ = (id) => document.getElementById(id);
+
+const entries = new Map(); // id -> <li>, kept so that focus and scroll position survive a reload of the list
+let limit = PAGE_SIZE;
+let loading = false;
+let changedMeanwhile = false;
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+const person = ({ Name, Address }) => (Name ? `${Name} <${Address}>` : Address);
+const people = (list) => list.map(person).join(", ");
+const openId = () => decodeURIComponent(location.hash.slice(1));
+
+async function get(path) {
+  const answer = await fetch(path, { cache: "no-store" });
+  if (!answer.ok) throw Object.assign(new Error(`${path}: ${answer.status}`), { status: answer.status });
+  return answer;
+}
+
+// ---- the list ----
+
+function makeEntry(mail) {
+  const link = element("a");
+  link.href = `#${mail.ID}`;
+  const created = new Date(mail.Created);
+  const time = element("time", "", created.toLocaleTimeString());
+  time.dateTime = mail.Created;
+  time.title = created.toLocaleString();
+  link.append(
+    element("span", "to", people([...mail.To, ...mail.Cc, ...mail.Bcc]) || "(nobody)"),
+    time,
+    element("span", "subject", mail.Subject || "(no subject)"),
+    element("span", "snippet", mail.Snippet),
+  );
+  const item = element("li");
+  item.append(link);
+  return item;
+}
+
+function showList({ messages, total, unread }) {
+  const ids = new Set(messages.map((mail) => mail.ID));
+  for (const [id, item] of entries) {
+    if (!ids.has(id)) {
+      item.remove();
+      entries.delete(id);
+    }
+  }
+  let before = $("list").firstElementChild;
+  for (const mail of messages) {
+    if (!entries.has(mail.ID)) entries.set(mail.ID, makeEntry(mail));
+    const item = entries.get(mail.ID);
+    item.firstElementChild.classList.toggle("unread", !mail.Read);
+    if (item === before) before = before.nextElementSibling;
+    else $("list").insertBefore(item, before);
+  }
+  $("count").textContent = `${total} ${total === 1 ? "mail" : "mails"}${unread ? `, ${unread} unread` : ""}`;
+  document.title = unread ? `(${unread}) MailFlow inbox` : "MailFlow inbox";
+  $("empty").hidden = total > 0;
+  $("delete-all").hidden = total === 0;
+  $("older").hidden = messages.length >= total;
+  markOpen();
+}
+
+function markOpen() {
+  const open = openId();
+  for (const [id, item] of entries) {
+    if (id === open) item.firstElementChild.setAttribute("aria-current", "true");
+    else item.firstElementChild.removeAttribute("aria-current");
+  }
+  document.body.classList.toggle("reading", open !== "");
+  $("mail").hidden = open === "";
+  $("nothing-chosen").hidden = open !== "" || entries.size === 0;
+}
+
+// One request at a time; whatever changes meanwhile is covered by one more.
+async function loadList() {
+  if (loading) {
+    changedMeanwhile = true;
+    return;
+  }
+  loading = true;
+  try {
+    do {
+      changedMeanwhile = false;
+      showList(await (await get(`/api/v1/messages?limit=${limit}`)).json());
+    } while (changedMeanwhile);
+  } catch (error) {
+    console.warn(error); // the event stream reconnects, and its first event loads the list again
+  } finally {
+    loading = false;
+  }
+}
+
+// ---- one mail ----
+
+async function showMail() {
+  const id = openId();
+  markOpen();
+  if (!id) return;
+  let mail = null;
+  try {
+    mail = await (await get(`/api/v1/message/${encodeURIComponent(id)}`)).json();
+  } catch (error) {
+    if (error.status !== 404) return console.warn(error);
+  }
+  if (id !== openId()) return; // another one was chosen meanwhile
+  $("gone").hidden = mail !== null;
+  $("content").hidden = mail === null;
+  if (mail) fillMail(mail);
+  $("mail").scrollTop = 0;
+  if (getComputedStyle($("back")).display !== "none") $("mail").focus(); // narrow: the list has gone, and the focus with it
+}
+
+function fillMail(mail) {
+  $("subject").textContent = mail.Subject || "(no subject)";
+  const attachments = mail.Attachments.map((file) => `${file.FileName || file.ContentType} (${file.Size} bytes)`);
+  fillList($("envelope"), [
+    ["From", person(mail.From)],
+    ["To", people(mail.To)],
+    ["Cc", people(mail.Cc)],
+    ["Bcc", people(mail.Bcc)],
+    ["Reply to", people(mail.ReplyTo)],
+    ["Date", new Date(mail.Date).toLocaleString()],
+    ["Size", `${mail.Size.toLocaleString()} bytes`],
+    ["Attached", attachments.join(", ")],
+  ]);
+  $("text-part").hidden = !mail.Text;
+  $("text").textContent = mail.Text;
+  $("html-part").hidden = !mail.HTML;
+  $("html").replaceChildren();
+  if (mail.HTML) {
+    const frame = element("iframe");
+    frame.setAttribute("sandbox", "");
+    frame.title = "HTML part of the mail";
+    frame.src = `/api/v1/message/${mail.ID}/html`;
+    $("html").append(frame);
+  }
+  $("headers").replaceChildren();
+  $("raw").textContent = "";
+  fillHeaders();
+  fillRaw();
+}
+
+function fillList(list, rows) {
+  list.replaceChildren();
+  for (const [name, value] of rows) {
+    if (value) list.append(element("dt", "", name), element("dd", "", value));
+  }
+}
+
+// Headers and source are fetched when they are unfolded.
+async function fillHeaders() {
+  const id = openId();
+  if (!id || !$("headers-part").open) return;
+  const headers = await (await get(`/api/v1/message/${id}/headers`)).json();
+  if (id !== openId()) return;
+  fillList($("headers"), Object.entries(headers).flatMap(([name, values]) => values.map((value) => [name, value])));
+}
+
+async function fillRaw() {
+  const id = openId();
+  if (!id || !$("raw-part").open) return;
+  const raw = await (await get(`/api/v1/message/${id}/raw`)).text();
+  if (id === openId()) $("raw").textContent = raw;
+}
+
+// ---- events ----
+
+function listen() {
+  const source = new EventSource("/events");
+  source.addEventListener("change", loadList);
+  source.onopen = () => showConnection(true);
+  source.onerror = () => {
+    showConnection(false);
+    if (source.readyState === EventSource.CLOSED) setTimeout(listen, 2000); // it gives up on some answers; we do not
+  };
+}
+
+function showConnection(live) {
+  $("connection").textContent = live ? "live" : "disconnected, trying again…";
+  $("connection").classList.toggle("live", live);
+}
+
+function moveFocus(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
+  const links = [...$("list").querySelectorAll("a")];
+  const at = links.indexOf(document.activeElement);
+  const inPage = document.activeElement === document.body;
+  if (at < 0 && !inPage) return; // the arrows scroll a focused text
+  event.preventDefault();
+  links[Math.min(Math.max(at + step, 0), links.length - 1)]?.focus();
+}
+
+addEventListener("hashchange", showMail);
+addEventListener("keydown", moveFocus);
+$("headers-part").addEventListener("toggle", fillHeaders);
+$("raw-part").addEventListener("toggle", fillRaw);
+$("older").addEventListener("click", () => {
+  limit += PAGE_SIZE;
+  loadList();
+});
+$("delete-all").addEventListener("click", async () => {
+  if (confirm("Delete all mails?")) await fetch("/api/v1/messages", { method: "DELETE" });
+});
+
+listen();
+showMail();

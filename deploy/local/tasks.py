@@ -1,0 +1,140 @@
+"""What the justfile's recipes do when it does not fit into two lines: python deploy/local/tasks.py TASK [ARG …].
+
+Standard library only, so that it also says something useful in a half-installed tree.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+LIMIT_S = 5.0
+NATS_CLI = "go install github.com/nats-io/natscli/nats@v0.5.0"
+CACHES = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".coverage", "htmlcov")
+
+
+def port(variable: str, default: int) -> str:
+    return (os.environ.get(variable) or str(default)).removeprefix(":")
+
+
+def create_user(email: str = "", name: str = "Ada Lovelace") -> int:
+    """Register somebody and print the answer; without an address a fresh one is made up."""
+    email = email or f"ada.{secrets.token_hex(4)}@example.com"
+    url = f"http://{HOST}:{port('HTTP_PORT', 8080)}/v1/users"
+    body = json.dumps({"email": email, "name": name}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310  an http URL of ours
+            print(f"{answer.status} {answer.reason}\n{_readable(answer.read())}")
+    except urllib.error.HTTPError as exc:
+        print(f"{exc.code} {exc.reason}\n{_readable(exc.read())}")
+        return 1
+    except OSError as exc:
+        return complain(f"no API at {url} ({getattr(exc, 'reason', exc)}). Is it running? `just up` starts it.")
+    return 0
+
+
+def health_check() -> int:
+    """One line for each thing that has to be well; 1 when something is not."""
+    monitoring = os.environ.get("NATS_MONITORING_URL") or f"http://{HOST}:{port('NATS_MONITORING_PORT', 8222)}"
+    checks = {"broker": f"{monitoring.rstrip('/')}/healthz"}
+    for service, variable, default in (
+        ("user_svc", "USER_METRICS_PORT", 9101),
+        ("email_svc", "EMAIL_METRICS_PORT", 9102),
+    ):
+        for path in ("healthz", "readyz"):
+            checks[f"{service} {path}"] = f"http://{HOST}:{port(variable, default)}/{path}"
+    answers = {name: _down(url) for name, url in checks.items()}
+    for name, reason in answers.items():
+        print(f"{'down' if reason else 'ok':<5} {name:<18} {checks[name]}{f'  {reason}' if reason else ''}")
+    return 1 if any(answers.values()) else 0
+
+
+def nats(*arguments: str) -> int:
+    """Run the nats CLI against our broker, wherever `go install` has put it."""
+    go = Path(os.environ.get("GOPATH") or Path.home() / "go") / "bin"
+    cli = shutil.which("nats", path=os.pathsep.join([os.environ.get("PATH", ""), os.environ.get("GOBIN", ""), str(go)]))
+    if cli is None:
+        return complain(f"this needs the nats CLI, which is not installed (looked on PATH and in {go}):\n  {NATS_CLI}")
+    server = os.environ.get("NATS_URL") or f"nats://{HOST}:{port('NATS_PORT', 4222)}"
+    return subprocess.run([cli, *arguments], env=os.environ | {"NATS_URL": server}, check=False).returncode
+
+
+def clean() -> int:
+    """Remove the local run's data and all caches, unless a local run is using them."""
+    data = ROOT / ".mailflow"
+    if data.exists():
+        descriptor = os.open(data, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return complain("MailFlow is running on this data; stop `just up` first")
+        finally:
+            os.close(descriptor)
+    doomed = [data, *(ROOT / name for name in CACHES)]
+    doomed += [path for path in ROOT.rglob("__pycache__") if ".venv" not in path.parts]
+    for path in filter(Path.exists, doomed):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        print(f"removed {path.relative_to(ROOT)}")
+    return 0
+
+
+def versions() -> int:
+    """What is installed, one line each."""
+    print(f"{'python':<12} {platform.python_version()}")
+    for tool in ("uv", "just", "nats-server", "nats"):
+        beside = Path(sys.executable).parent / tool
+        path = str(beside) if beside.exists() else shutil.which(tool)
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False) if path else None
+        print(f"{tool:<12} {answer.stdout.strip() if answer else 'not installed'}")
+    for package in ("nats-py", "fastapi", "uvicorn", "aiosmtplib"):
+        print(f"{package:<12} {metadata.version(package)}")
+    return 0
+
+
+def _down(url: str) -> str:
+    """Why the URL does not answer 200; empty when it does."""
+    try:
+        with urllib.request.urlopen(url, timeout=LIMIT_S):  # noqa: S310  an http URL of ours
+            return ""
+    except urllib.error.HTTPError as exc:
+        return f"{exc.code} {exc.read(200).decode(errors='replace').strip()}"
+    except OSError as exc:
+        return str(getattr(exc, "reason", exc))
+
+
+def _readable(body: bytes) -> str:
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    except ValueError:
+        return body.decode(errors="replace")
+
+
+def complain(text: str) -> int:
+    print(text, file=sys.stderr)
+    return 1
+
+
+TASKS: dict[str, Callable[..., int]] = {
+    "create-user": create_user,
+    "health-check": health_check,
+    "nats": nats,
+    "clean": clean,
+    "versions": versions,
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in TASKS:
+        sys.exit(f"usage: tasks.py {{{','.join(TASKS)}}} [ARG …]")
+    sys.exit(TASKS[sys.argv[1]](*sys.argv[2:]))

@@ -1,0 +1,1 @@
+"""Sends the welcome mails that the queue asks for."""

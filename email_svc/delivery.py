@@ -1,0 +1,322 @@
+"""The way of one mail, from the queue to its end. This is the file to read first.
+
+    decode -> known already? -> due? expired? -> connection -> token -> send -> decide -> record -> settle
+
+    record   the outcome once, or the attempts so far     before the queue entry goes: a crash repeats, never loses
+    settle   ack | nak(delay) | erase the entry | say nothing       the only place that answers the broker
+
+What is left: a worker that dies between the final dot and the durable outcome. That mail may be sent twice, with the
+same Message-ID.
+"""
+
+import asyncio
+import random
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from contracts import messages as m
+from contracts import subjects as s
+from contracts.runtime.broker import ApiError, Conflict, Unavailable
+from contracts.runtime.pull import Message
+from email_svc import metrics
+from email_svc.decision import Phase, Rules, SmtpResult, Verdict, classify, decide, enhanced_code, redacted
+from email_svc.errors import NotAnEvent
+from email_svc.lease import Lease
+from email_svc.ledger import Ledger, Row
+from email_svc.message import Composer, Mail, UnusableMail
+from email_svc.smtp import SmtpConnection, SmtpPool
+
+log = structlog.get_logger()
+
+_LOOK_AGAIN_S = 1.0
+_LEDGER_AGAIN_S = 0.5
+_LAST_WORD_S = 5.0
+
+
+class Limiter(Protocol):
+    """Decides when the next mail may begin."""
+
+    async def take(self) -> None:
+        """Waits until one mail may begin."""
+
+
+# How a message is settled: `Done` (ack), `Later` (nak), `Erase` (the entry with its bytes), None (say nothing).
+class Done(msgspec.Struct, frozen=True):
+    """Acked: it ended, now or earlier."""
+
+
+class Later(msgspec.Struct, frozen=True):
+    """Given back, to come again after `delay_s`."""
+
+    delay_s: float
+
+
+class Erase(msgspec.Struct, frozen=True):
+    """Deleted by sequence: acking would leave the address on the disk."""
+
+
+Settlement = Done | Later | Erase | None
+
+
+class Delivery:
+    """Handles the messages of the queue, many at once."""
+
+    def __init__(self, ledger: Ledger, composer: Composer, pool: SmtpPool, limiter: Limiter, rules: Rules) -> None:
+        self._ledger = ledger
+        self._composer = composer
+        self._pool = pool
+        self._limiter = limiter
+        self._rules = rules
+        self._sent_at = datetime.min.replace(tzinfo=UTC)
+
+    async def handle(self, message: Message) -> None:
+        """One message of the queue: delivered, or whatever becomes of it."""
+        with metrics.IN_HAND.track_inprogress():
+            async with Lease(message) as lease:
+                try:
+                    settlement = await self._deliver(message, lease)
+                except asyncio.CancelledError:
+                    await self._settle(message, lease, Later(0.0))  # shutting down is no attempt
+                    raise
+                except (Unavailable, ApiError) as exc:
+                    log.warning("email.given_back", sequence=message.sequence, reason=str(exc))
+                    settlement = Later(1.0 + random.random())
+                await self._settle(message, lease, settlement)
+
+    async def _settle(self, message: Message, lease: Lease, settlement: Settlement) -> None:
+        match settlement:
+            case Done():
+                await message.ack()  # may be lost: then it comes again and is known
+            case Later(delay_s):
+                if lease.valid:  # else it is another's by now, and the broker would take our nak for theirs
+                    await message.nak(delay_s)
+            case Erase():
+                await self._ledger.erase_entry(message.sequence)
+            case None:
+                pass
+
+    async def _deliver(self, message: Message, lease: Lease) -> Settlement:
+        try:
+            event = decode(message)
+        except NotAnEvent as exc:
+            await self._ledger.quarantine(message.sequence, message.data, str(exc))
+            metrics.QUARANTINED.inc()
+            log.error("email.quarantined", sequence=message.sequence, reason=str(exc))
+            return Done()
+        row, looked_at = await self._ledger.look_up(event.event_id), time.monotonic()
+        if row is not None and isinstance(row.value, m.Outcome):
+            metrics.DEDUPED.labels(row.value.state).inc()
+            return await self._known(row.value)
+        now = datetime.now(UTC)
+        if now >= event.expires_at:
+            return await self._end(event, row, m.State.EXPIRED, _history(row), "the deadline passed")
+        if row is not None and isinstance(row.value, m.Attempts) and row.value.due_at > now:
+            return Later((row.value.due_at - now).total_seconds())
+        try:
+            mail = self._composer.compose(
+                event_id=event.event_id,
+                email=event.email,
+                name=event.name,
+                requested_at=event.requested_at,
+                now=now,
+            )
+        except UnusableMail as exc:
+            attempt = m.Attempt(at=now, verdict=Verdict.UNUSABLE, phase="compose", text=redacted(str(exc), event.email))
+            return await self._record(event, row, attempt)
+
+        taken = await self._pool.acquire()
+        if not isinstance(taken, SmtpConnection):
+            message.admit()
+            return await self._judge(event, row, taken, 0.0)
+        try:
+            await self._wait_for_token(message)
+            if time.monotonic() - looked_at > _LOOK_AGAIN_S:
+                again = await self._ledger.look_up(event.event_id)
+                if again != row:
+                    return Later(0.0)  # somebody else has dealt with it meanwhile
+            began = time.monotonic()
+            taken, result = await self._send(taken, mail, lease)
+        finally:
+            if isinstance(taken, SmtpConnection):
+                self._pool.release(taken)
+        return await self._judge(event, row, result, time.monotonic() - began)
+
+    async def _wait_for_token(self, message: Message) -> None:
+        began = time.monotonic()
+        await self._limiter.take()
+        message.admit()
+        metrics.TOKEN_WAIT.observe(time.monotonic() - began)
+
+    async def _send(
+        self, connection: SmtpConnection, mail: Mail, lease: Lease
+    ) -> tuple[SmtpConnection | SmtpResult, SmtpResult]:
+        """Sends on the connection; on a fresh one if this one had died of age. Returns the one that is still taken."""
+        pooled = not connection.fresh
+        result = await self._send_on(connection, mail, lease)
+        stale = pooled and result.phase is Phase.MAIL and result.code is None
+        if not stale and classify(result) is not Verdict.ROTATE:
+            return connection, result
+        self._pool.release(connection)
+        fresh = await self._pool.acquire(fresh=True)
+        if not isinstance(fresh, SmtpConnection):
+            return fresh, fresh
+        return fresh, await self._send_on(fresh, mail, lease)
+
+    async def _send_on(self, connection: SmtpConnection, mail: Mail, lease: Lease) -> SmtpResult:
+        """Once the dot is out, only its reply tells what happened: not even a shutdown cuts that wait short."""
+        sending = asyncio.ensure_future(
+            connection.send(mail, self._composer.envelope_from, before_dot=lambda: lease.valid)
+        )
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            if not connection.awaiting_dot_reply:
+                sending.cancel()
+                await asyncio.wait({sending})
+                raise
+            log.info("email.awaiting_last_reply")
+            return await sending
+
+    async def _judge(
+        self, event: m.WelcomeEmailRequested, row: Row | None, result: SmtpResult, seconds: float
+    ) -> Settlement:
+        verdict = classify(result)
+        if verdict is Verdict.ABANDONED:
+            metrics.LEASE_LOST.inc()
+            log.warning("email.lease_lost", event_id=event.event_id)
+            return None
+        if verdict is Verdict.ROTATE:
+            verdict = Verdict.PATH  # on a new connection too
+        attempt = m.Attempt(
+            at=datetime.now(UTC),
+            verdict=verdict,
+            phase=result.phase,
+            code=result.code,
+            enhanced=enhanced_code(result.text),
+            text=redacted(result.text, event.email) if result.code is not None else str(result.fault),
+            seconds=round(seconds, 3),
+        )
+        metrics.REQUESTS.labels(verdict).inc()
+        metrics.SECONDS.observe(seconds)
+        if verdict is not Verdict.SENT:
+            metrics.ERRORS.labels(verdict).inc()
+        if verdict is Verdict.UNKNOWN:
+            metrics.UNKNOWN.inc()
+        return await self._record(event, row, attempt)
+
+    async def _record(self, event: m.WelcomeEmailRequested, row: Row | None, attempt: m.Attempt) -> Settlement:
+        """Decides what follows from an attempt and writes it down."""
+        history = _history(row)
+        tried_before = history.attempts[-1].at if history.attempts else attempt.at
+        decision = decide(
+            attempt,
+            history,
+            expires_at=event.expires_at,
+            path_works=tried_before < self._sent_at,
+            rules=self._rules,
+            draw=random.random(),
+        )
+        if attempt.verdict == Verdict.SENT:
+            self._sent_at = attempt.at
+        if decision.state is not None:
+            return await self._end(event, row, decision.state, decision.history, decision.reason)
+        log.info(
+            "email.will_be_retried",
+            event_id=event.event_id,
+            verdict=attempt.verdict,
+            phase=attempt.phase,
+            code=attempt.code,
+            delay_s=round(decision.delay_s, 3),
+        )
+        if decision.history is not history:
+            due_at = attempt.at + timedelta(seconds=decision.delay_s)
+            attempts = m.Attempts(event_id=event.event_id, history=decision.history, due_at=due_at)
+            try:
+                await self._ledger.pend(attempts, row)
+            except Conflict:
+                return Later(0.0)  # somebody else has dealt with it meanwhile: look again
+        return Later(decision.delay_s)
+
+    async def _end(
+        self, event: m.WelcomeEmailRequested, row: Row | None, state: m.State, history: m.History, reason: str = ""
+    ) -> Settlement:
+        """Outcome, then dead letter; then the queue entry may go."""
+        outcome = m.Outcome(
+            event_id=event.event_id,
+            state=state,
+            at=datetime.now(UTC),
+            requested_at=event.requested_at,
+            reason=reason,
+            history=history,
+        )
+        if state is m.State.SENT:
+            kept = await self._insist(outcome, row)
+            if kept is None:
+                return None
+        else:
+            kept = await self._ledger.end(outcome, row)
+        if kept != outcome:
+            return await self._known(kept)
+        if state is not m.State.SENT:
+            await self._ledger.bury(outcome)
+        metrics.OUTCOMES.labels(state).inc()
+        log.info(f"email.{state}", event_id=event.event_id, attempts=history.total, reason=reason)
+        return Done()
+
+    async def _insist(self, outcome: m.Outcome, row: Row | None) -> m.Outcome | None:
+        """Writes `sent` however often it takes: the mail is out, and a retry would be a second one.
+
+        None: the process had to end with the broker away; nothing may be said of the message then.
+        """
+
+        async def until_written() -> m.Outcome:
+            while True:
+                try:
+                    return await self._ledger.end(outcome, row)
+                except (Unavailable, ApiError) as exc:
+                    log.warning("email.outcome_not_written", event_id=outcome.event_id, reason=str(exc))
+                    await asyncio.sleep(_LEDGER_AGAIN_S)
+
+        writing = asyncio.ensure_future(until_written())
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing}, timeout=_LAST_WORD_S)
+            if writing.done():
+                return writing.result()
+            writing.cancel()
+            metrics.UNKNOWN.inc()
+            log.error("email.outcome_lost", event_id=outcome.event_id)
+            return None
+
+    async def _known(self, outcome: m.Outcome) -> Settlement:
+        """Settles what has ended already. A dead letter is written again: the first may not have come about."""
+        if outcome.state is m.State.ERASED:
+            return Erase()
+        if outcome.state is not m.State.SENT:
+            await self._ledger.bury(outcome)
+        return Done()
+
+
+def _history(row: Row | None) -> m.History:
+    return row.value.history if row is not None else m.History()
+
+
+def decode(message: Message) -> m.WelcomeEmailRequested:
+    """The event in a message.
+
+    Raises:
+        NotAnEvent: undecodable, or its id is not the one that its subject names: nothing in it can be trusted.
+    """
+    try:
+        event = m.WELCOME_EMAIL_REQUESTED.decode(message.data)
+        user_id, _ = s.split_event_id(event.event_id)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as exc:
+        raise NotAnEvent(f"not a known event: {exc}") from exc
+    if message.subject != s.welcome_requested(event.event_id) or user_id != event.user_id:
+        raise NotAnEvent("its subject names another event")
+    return event

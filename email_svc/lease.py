@@ -1,0 +1,53 @@
+"""The lease on a message in hand: kept alive every 10 s, and never trusted beyond what the broker has confirmed.
+
+    valid until  (when the last confirmed renewal, or the pull itself, was SENT) + ack_wait - 5 s     monotonic clock
+
+Before the final dot of a mail the worker looks at it. Once over it is over for good: the message may be another
+worker's by then, and the broker would take a late renewal or nak of ours as if it were not.
+"""
+
+import asyncio
+import time
+from types import TracebackType
+
+from contracts.runtime.broker import Unavailable
+from contracts.runtime.pull import Message
+from contracts.topology import ACK_WAIT_S
+
+RENEW_EVERY_S = 10.0
+_MARGIN_S = 5.0
+
+
+class Lease:
+    """Async context manager around the handling of one message."""
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._until = message.pulled_at + ACK_WAIT_S - _MARGIN_S
+
+    @property
+    def valid(self) -> bool:
+        """Whether the message is certainly still ours."""
+        return time.monotonic() < self._until
+
+    async def __aenter__(self) -> "Lease":
+        self._keeper = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._keeper.cancel()
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            sent_at = time.monotonic()
+            if not self.valid:
+                return
+            try:
+                await self._message.keep(timeout_s=2.0)
+            except Unavailable:
+                continue  # not confirmed: it runs out unless the next one is
+            if self.valid:  # the process may have been stopped while it waited for the answer
+                self._until = sent_at + ACK_WAIT_S - _MARGIN_S

@@ -1,0 +1,93 @@
+"""The ledger: what is known of each event, kept by the broker in stream DELIVERIES.
+
+    deliveries.<event_id>.attempts          while the mail is pending; only after an attempt that left it so
+    deliveries.<event_id>.outcome.<state>   once; the broker refuses a second outcome of any state
+
+It is what makes a mail idempotent: whoever has a message in hand looks here first. Reads ask the stream's leader.
+"""
+
+import msgspec
+
+from contracts import messages as m
+from contracts import subjects as s
+from contracts.runtime.broker import Broker, Conflict
+
+_QUARANTINE_S = 7 * 86_400.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """The newest row of an event, and its sequence."""
+
+    value: m.Attempts | m.Outcome
+    seq: int
+
+
+class Ledger:
+    """Every method raises `Unavailable` or `ApiError` when the broker does not do it."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def look_up(self, event_id: str) -> Row | None:
+        """The outcome, else the attempts so far; None: nothing was tried yet."""
+        stored = await self._broker.last(s.DELIVERIES, s.delivery_rows(event_id))
+        return None if stored is None else Row(m.LEDGER_ROW.decode(stored.data), stored.seq)
+
+    async def end(self, outcome: m.Outcome, row: Row | None) -> m.Outcome:
+        """Writes the outcome of an event and returns the one that holds: another worker's, if that came first.
+
+        `row` is what `look_up` found: attempts that the outcome makes superfluous, for it carries the history.
+        """
+        try:
+            await self._broker.store(
+                s.outcome(outcome.event_id, outcome.state),
+                m.OUTCOME.encode(outcome),
+                expect_last=0,
+                expect_on=s.outcome(outcome.event_id, "*"),
+            )
+        except Conflict:
+            kept = await self._broker.last(s.DELIVERIES, s.outcome(outcome.event_id, "*"))
+            if kept is None:  # in flight (clusters), or an erased marker that went just now
+                raise
+            return m.OUTCOME.decode(kept.data)
+        if row is not None:
+            await self._broker.purge(s.DELIVERIES, s.attempts(outcome.event_id))
+        return outcome
+
+    async def pend(self, attempts: m.Attempts, row: Row | None) -> None:
+        """Writes the attempts so far, against the row that `look_up` found.
+
+        Raises:
+            Conflict: somebody else has written meanwhile; theirs holds.
+        """
+        await self._broker.store(
+            s.attempts(attempts.event_id),
+            m.ATTEMPTS.encode(attempts),
+            expect_last=0 if row is None else row.seq,
+            expect_on=s.delivery_rows(attempts.event_id),
+        )
+
+    async def bury(self, outcome: m.Outcome) -> None:
+        """Writes the dead letter of an outcome; again is the same."""
+        history = outcome.history
+        letter = m.DeadLetter(
+            event_id=outcome.event_id,
+            user_id=s.split_event_id(outcome.event_id)[0],
+            state=outcome.state,
+            reason=outcome.reason,
+            at=outcome.at,
+            code=history.attempts[-1].code if history.attempts else None,
+            attempts=history.total,
+            requested_at=outcome.requested_at,
+        )
+        await self._broker.store(s.dead_letter(outcome.event_id, outcome.state), m.DEAD_LETTER.encode(letter))
+
+    async def quarantine(self, sequence: int, data: bytes, reason: str) -> None:
+        """Keeps a message without a trustworthy id for 7 days, bytes and all, named by its sequence in the queue."""
+        await self._broker.store(
+            s.quarantined(sequence), data, ttl_s=_QUARANTINE_S, headers={s.HEADER_REASON: reason[:200]}
+        )
+
+    async def erase_entry(self, sequence: int) -> None:
+        """Takes the queue entry of an erased user out so that its bytes go too."""
+        await self._broker.delete(s.WELCOME_EMAILS, sequence)

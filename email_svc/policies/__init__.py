@@ -1,0 +1,1 @@
+"""Pure policies: time and state in, decision out."""

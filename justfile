@@ -1,0 +1,120 @@
+# MailFlow's commands. Without just: `uv run just RECIPE`; it comes with the development dependencies.
+
+set positional-arguments
+set quiet
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# How many checks run at once: `JOBS=2 just check-all` or `just jobs=2 check-all`
+jobs := env('JOBS', num_cpus())
+tasks := "uv run python deploy/local/tasks.py"
+
+# List all recipes
+[group('run')]
+help:
+    {{ just_executable() }} --justfile {{ quote(justfile()) }} --list --unsorted
+
+# Start everything on this machine: broker, both services, an inbox that shows the mails (Ctrl-C stops it)
+[group('run')]
+up:
+    exec uv run python deploy/local/up.py
+
+# Register somebody (a fresh address unless you give one) and print the answer
+[group('run')]
+create-user email="" name="Ada Lovelace":
+    {{ tasks }} create-user "$@"
+
+# Ask broker and services whether they are well, one line each
+[group('run')]
+health-check:
+    {{ tasks }} health-check
+
+# Run all tests; arguments go to pytest
+[group('check')]
+test *args:
+    uv run pytest "$@"
+
+# Run the tests that need nothing but Python: unit and property
+[group('check')]
+test-unit *args:
+    uv run pytest tests/unit tests/property "$@"
+
+# Run the tests against a real broker and a real SMTP server
+[group('check')]
+test-integration *args:
+    uv run pytest tests/integration "$@"
+
+# Run the tests of the whole system: both services as processes
+[group('check')]
+test-e2e *args:
+    uv run pytest tests/e2e "$@"
+
+# Run all tests and show what they do not reach
+[group('check')]
+test-cover *args:
+    uv run pytest --cov=contracts --cov=user_svc --cov=email_svc --cov-report=term-missing "$@"
+
+# Check style and format, change nothing
+[group('check')]
+lint:
+    uv run ruff check && uv run ruff format --check
+    {{ just_executable() }} --justfile {{ quote(justfile()) }} --fmt --check
+
+# Format the code and mend what ruff can mend
+[group('check')]
+fmt:
+    uv run ruff check --fix && uv run ruff format
+    {{ just_executable() }} --justfile {{ quote(justfile()) }} --fmt
+
+# Check the types
+[group('check')]
+typecheck:
+    uv run mypy
+
+# Do all checks side by side: lint, typecheck, test
+[group('check')]
+check-all:
+    {{ just_executable() }} --justfile {{ quote(justfile()) }} --jobs {{ jobs }} _check-all
+
+[parallel]
+_check-all: lint typecheck test
+
+# Report all streams: messages, bytes, consumers (nats CLI)
+[group('look')]
+streams:
+    {{ tasks }} nats stream report
+
+# Show one stream: settings and state (nats CLI)
+[group('look')]
+stream name="WELCOME_EMAILS":
+    {{ tasks }} nats stream info "$1"
+
+# Report the consumers of a stream: waiting, unprocessed, redelivered (nats CLI)
+[group('look')]
+consumers name="WELCOME_EMAILS":
+    {{ tasks }} nats consumer report "$1"
+
+# Show the mail queue's consumer; a pause of it is an open circuit breaker (nats CLI)
+[group('look')]
+queue:
+    {{ tasks }} nats consumer info WELCOME_EMAILS email-svc
+
+# List the keys of the bucket that holds the users (nats CLI)
+[group('look')]
+users-bucket:
+    {{ tasks }} nats kv ls USERS
+
+# List the keys of a bucket (nats CLI)
+[group('look')]
+kv name="CONTROL":
+    {{ tasks }} nats kv ls "$1"
+
+# Show the versions of all tools
+[group('care')]
+versions:
+    {{ tasks }} versions
+
+# Remove the local run's data (.mailflow) and all caches
+[confirm("Remove .mailflow (all local registrations and mails) and the caches? [y/N]")]
+[group('care')]
+clean:
+    {{ tasks }} clean

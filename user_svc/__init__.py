@@ -1,0 +1,1 @@
+"""Registers users over REST and asks for their welcome mails."""

@@ -1,0 +1,140 @@
+"""user_svc, wired: what is opened, in which order; it is closed in reverse.
+
+admin listener -> broker -> topology -> relay, reconciler -> API
+"""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from contracts import topology
+from contracts.runtime.admin import admin_app
+from contracts.runtime.broker import Broker
+from contracts.runtime.lifecycle import Stop, serving
+from contracts.runtime.process import connect_as
+from user_svc import api
+from user_svc.edge import Edge, http_exception, problem_response
+from user_svc.errors import Problem
+from user_svc.reconciler import keep_reconciled
+from user_svc.relay import Relay
+from user_svc.routes import routes
+from user_svc.settings import Settings
+from user_svc.store import Store
+from user_svc.users import Ids
+
+log = structlog.get_logger()
+
+_DRAIN_S = 5.0
+
+
+async def main(settings: Settings) -> int:
+    """Runs the service until it is told to stop; returns its exit status."""
+    stop = Stop()
+    broker: Broker | None = None
+
+    async def ready() -> list[str]:
+        return ["broker"] if broker is None else await topology.missing(broker, "user_svc")
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            serving(admin_app(ready), host=settings.http_host, port=settings.metrics_port, variable="METRICS_PORT")
+        )
+        connected = await stop.unless(connect_as("user_svc", settings, stop.fail))
+        if connected is None:
+            return stop.code
+        broker = connected
+        stack.push_async_callback(broker.close)
+        store = Store(broker, Ids(settings.user_id_key))
+
+        async def provision() -> None:
+            await topology.provision(
+                connected,
+                service="user_svc",
+                mode=settings.provision,
+                replicas=settings.stream_replicas,
+                queue_max_size=settings.queue_max_size,
+            )
+
+        async def prepare() -> bool:
+            await topology.check_durability(settings.nats_monitoring_url, settings.nats_durability)
+            await topology.until_answered(provision)
+            await topology.until_answered(store.check_key)
+            return True
+
+        if await stop.unless(prepare()) is None:
+            return stop.code
+        relay = Relay(broker, settings, provision)
+        await stack.enter_async_context(relay.loop)
+        stack.push_async_callback(relay.loop.stop, grace_s=_DRAIN_S)
+        reconciler = asyncio.create_task(
+            keep_reconciled(
+                broker,
+                relay,
+                after_s=settings.reconcile_after_s,
+                interval_s=settings.reconcile_interval_s,
+                on_missing=provision,
+            )
+        )
+        stack.push_async_callback(_cancel, reconciler)
+        app = build_app(store, broker, settings)
+        await stack.enter_async_context(
+            serving(app, host=settings.http_host, port=settings.http_port, variable="HTTP_PORT")
+        )
+        log.info("process.ready", http_port=settings.http_port, metrics_port=settings.metrics_port)
+        await stop.event.wait()
+    log.info("process.stopped")
+    return stop.code
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def build_app(store: Store, broker: Broker, settings: Settings) -> FastAPI:
+    """The public API as an ASGI application."""
+    app = FastAPI(
+        title="MailFlow",
+        version="1",
+        description="Register users; each gets a welcome email, whatever breaks in between.",
+        docs_url=None,  # it would load scripts from another host
+        redoc_url=None,
+        redirect_slashes=False,  # a gateway would follow the redirect itself
+    )
+    app.include_router(routes(store, broker, settings))
+    app.add_middleware(Edge, max_in_flight=settings.http_max_in_flight)
+    app.add_exception_handler(HTTPException, http_exception)
+
+    async def problem(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, Problem)
+        return problem_response(exc)
+
+    app.add_exception_handler(Problem, problem)
+    document = _openapi(app)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    document["components"] = {
+        "schemas": api.schemas(),
+        "securitySchemes": {
+            "admin": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "ADMIN_TOKEN; asked for only where that is set.",
+            }
+        },
+    }
+    for path in document["paths"].values():
+        for operation in path.values():
+            # FastAPI adds an answer of its own where a route declares none.
+            operation["responses"] = {k: v for k, v in operation["responses"].items() if "headers" in v}
+    return document

@@ -1,0 +1,24 @@
+"""What user_svc counts. The names are a promise (README)."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter("user_service_requests", "Requests answered.", ["method", "route", "status"])
+ERRORS = Counter("user_service_errors", "Requests answered with a 5xx.", ["method", "route"])
+SECONDS = Histogram(
+    "user_service_request_duration_seconds",
+    "From the first byte of a request to the last of its answer.",
+    ["method", "route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+IN_FLIGHT = Gauge("user_service_requests_in_flight", "Requests under way.")
+REFUSED = Counter("user_service_requests_refused", "Requests refused because too many were in flight.")
+
+QUEUE_TOTAL = Counter("user_service_queue", "Events relayed into the queue (sum over the replicas).")
+QUEUE_SIZE = Gauge("user_service_queue_size", "Events in the queue, waiting, retrying or being sent.")
+OUTBOX_PENDING = Gauge("user_service_outbox_pending", "Registrations and resends that are not in the queue yet.")
+DEDUPED_QUEUE = Counter("user_service_queue_deduplicated", "Copies of a queued event that the queue refused.")
+RELAY_FULL = Counter("user_service_relay_queue_full", "Times the relay found the queue full.")
+RELAY_GIVEN_BACK = Counter("user_service_relay_given_back", "Outbox entries given back after all tries.")
+RELAY_UNDECODABLE = Counter("user_service_relay_undecodable", "Outbox entries that no version of ours has written.")
+LEDGER_GAP = Gauge("user_service_ledger_gap", "Events that are nowhere; only a positive value that lasts matters.")
+RECONCILED = Counter("user_service_reconciled", "Lost events that the reconciler published again.")

@@ -1,0 +1,142 @@
+"""The reconciler: mends a queue that lost what it had taken (purged, damaged, deleted).
+
+    gap = live events - in the outbox - in the queue - sent - dead - expired
+
+Live events are the keys that ask for a mail. Each figure is the broker's own and cheap at any size; they are read in
+the order in which an event moves, so one that is handed over meanwhile counts twice and never not at all: only a
+positive gap that lasts means that something is missing. It starts `reconcile`, as does the clock.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from contracts import messages as m
+from contracts import subjects as s
+from contracts.runtime.broker import ApiError, Broker, Stored, StreamFull, Unavailable
+from user_svc import metrics
+from user_svc.relay import Relay
+from user_svc.store import walk
+
+log = structlog.get_logger()
+
+_WINDOW = 128
+
+
+class Books(msgspec.Struct, frozen=True, kw_only=True):
+    """Where all the events are, by the broker's counters."""
+
+    live: int
+    erasing: int
+    outbox: int
+    queue: int
+    sent: int
+    dead: int
+    expired: int
+
+    @property
+    def gap(self) -> int:
+        """Events that are nowhere; negative while some are counted twice."""
+        return self.live - self.outbox - self.queue - self.sent - self.dead - self.expired
+
+
+async def books(broker: Broker) -> Books:
+    """Reads the books. Raises `Unavailable` or `ApiError`."""
+
+    async def count(stream: str, consumer: str) -> int:
+        info = await broker.api(f"CONSUMER.INFO.{stream}.{consumer}")
+        return int(info["num_pending"])
+
+    live = await count(s.USERS, "count-users") + await count(s.USERS, "count-again")
+    erasing = await count(s.USERS, "count-erase")
+    relay = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")
+    queue = await broker.api(f"STREAM.INFO.{s.WELCOME_EMAILS}")
+    return Books(
+        live=live,
+        erasing=erasing,
+        outbox=max(0, relay["num_pending"] + relay["num_ack_pending"] - erasing),
+        queue=queue["state"]["messages"],
+        sent=await count(s.DELIVERIES, "count-sent"),
+        dead=await count(s.DELIVERIES, "count-dead"),
+        expired=await count(s.DELIVERIES, "count-expired"),
+    )
+
+
+async def reconcile(broker: Broker, relay: Relay) -> int:
+    """Publishes again what the relay has acked and what has neither queue entry nor outcome; returns how many.
+
+    Raises:
+        Unavailable, ApiError, StreamFull: broken off; the next run begins anew.
+    """
+    info = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")
+    floor = info["ack_floor"]["stream_seq"]
+    mended = 0
+    async for rows in walk(broker.at, broker.next, pattern="$KV.USERS.>", after=0, window=_WINDOW):
+        mended += sum(await asyncio.gather(*(_mend(broker, relay, row) for row in rows if row.seq <= floor)))
+        if rows[-1].seq >= floor:
+            break
+    return mended
+
+
+async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
+    kind, user_id = key.subject.split(".")[2:4]
+    if kind not in ("u", "again"):
+        return False
+    event = s.event_id(user_id, key.seq)
+    # Almost every event has an outcome, so that is asked first; but only the order queue, then outcome proves a loss,
+    # for a mail's outcome is there before its queue entry goes.
+    if await broker.last(s.DELIVERIES, s.outcome(event, "*")) is not None:
+        return False
+    if await broker.last(s.WELCOME_EMAILS, s.welcome_requested(event)) is not None:
+        return False
+    if await broker.last(s.DELIVERIES, s.outcome(event, "*")) is not None:
+        return False
+    if kind == "u":
+        await relay.publish(m.USER_REGISTERED.decode(key.data), key.seq, m.Why.REGISTRATION, key.time)
+    else:
+        await relay.publish_again(m.WELCOME_AGAIN.decode(key.data), key.seq, key.time)
+    metrics.RECONCILED.inc()
+    log.warning("reconciler.republished", event_id=event)
+    return True
+
+
+async def keep_reconciled(
+    broker: Broker, relay: Relay, *, after_s: float, interval_s: float, on_missing: Callable[[], Awaitable[None]]
+) -> None:
+    """Runs for ever: looks at the books, reconciles when a positive gap lasts `after_s`, and each `interval_s`.
+
+    `on_missing` is called when a stream or consumer is gone.
+    """
+    loop = asyncio.get_running_loop()
+    look_every_s = min(5.0, max(0.2, after_s / 4))
+    next_at = loop.time() + interval_s
+    gap_since: float | None = None
+    while True:
+        await asyncio.sleep(look_every_s * random.uniform(0.8, 1.2))  # replicas look at different moments
+        try:
+            now = loop.time()
+            seen = await books(broker)
+            metrics.LEDGER_GAP.set(seen.gap)
+            metrics.OUTBOX_PENDING.set(seen.outbox)
+            metrics.QUEUE_SIZE.set(seen.queue)
+            if seen.gap <= 0 or seen.erasing:
+                gap_since = None
+            elif gap_since is None:
+                gap_since = now
+                log.warning("ledger.gap", gap=seen.gap)
+            if now >= next_at or (gap_since is not None and now - gap_since >= after_s):
+                mended = await reconcile(broker, relay)
+                log.info("reconciler.done", gap=seen.gap, republished=mended)
+                next_at, gap_since = loop.time() + interval_s, None
+        except StreamFull:
+            log.info("reconciler.queue_full")
+        except ApiError as exc:
+            log.warning("reconciler.broken_off", reason=str(exc))
+            await on_missing()
+        except Unavailable as exc:
+            log.warning("reconciler.broken_off", reason=str(exc))
+        except Exception:
+            log.exception("reconciler.failed")

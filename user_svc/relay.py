@@ -1,0 +1,146 @@
+"""The relay: does what the outbox (bucket USERS) asks for. Every replica of user_svc runs one; they share the work.
+
+    u.<user_id>               publish WelcomeEmailRequested            then ack
+    again.<user_id>.<nonce>   the same, with the user's record         then ack   (user gone: the key goes)
+    erase.<user_id>           finish the erasure (user_svc.erasure)    then ack
+
+An entry of the outbox is acked only when what it asks for is done. Everything may happen twice: the queue refuses a
+second copy of an event while one is queued, and the ledger absorbs a copy of one that is done. Plain acks: a lost one
+costs a repeat. Sign-up never waits for any of this.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+import msgspec
+import structlog
+
+from contracts import messages as m
+from contracts import subjects as s
+from contracts.runtime.broker import ApiError, Broker, Conflict, StreamFull, Unavailable
+from contracts.runtime.pull import Message, PullLoop
+from user_svc import metrics
+from user_svc.erasure import erase
+from user_svc.settings import Settings
+
+log = structlog.get_logger()
+
+SLOTS = 256
+_RETRY_DELAY_MAX_S = 30.0
+_FULL_AGAIN_S = 0.25
+
+
+class Relay:
+    """Use `loop` as an async context manager to run it."""
+
+    def __init__(self, broker: Broker, settings: Settings, on_missing: Callable[[], Awaitable[None]]) -> None:
+        self._broker = broker
+        self._settings = settings
+        self.loop = PullLoop(
+            broker, stream=s.USERS, durable=s.RELAY, handle=self.handle, slots=SLOTS, on_missing=on_missing
+        )
+
+    async def handle(self, message: Message) -> None:
+        """One entry of the outbox: done and acked, or given back."""
+        try:
+            await self._do(message)
+            await message.ack()
+            self.loop.credit *= 2
+        except StreamFull:
+            # One at a time until there is room; what waits is in the outbox, and sign-up goes on.
+            self.loop.credit = 1
+            metrics.RELAY_FULL.inc()
+            await message.nak(_FULL_AGAIN_S * random.uniform(1, 2))
+        except (Unavailable, ApiError) as exc:
+            log.warning("relay.given_back", sequence=message.sequence, reason=str(exc))
+            metrics.RELAY_GIVEN_BACK.inc()
+            await message.nak(_RETRY_DELAY_MAX_S * random.random())
+        except asyncio.CancelledError:
+            await message.nak()
+            raise
+
+    async def _do(self, message: Message) -> None:
+        kind = message.subject.split(".")[2]
+        try:
+            match kind:
+                case "u":
+                    user = m.USER_REGISTERED.decode(message.data)
+                    await self.publish(user, message.sequence, m.Why.REGISTRATION, message.stored_at)
+                case "again":
+                    again = m.WELCOME_AGAIN.decode(message.data)
+                    await self.publish_again(again, message.sequence, message.stored_at)
+                case "erase":
+                    user_id = m.ERASE_USER.decode(message.data).user_id
+                    await erase(self._broker, user_id, email_deadline_s=self._settings.email_deadline_s)
+                case _:
+                    log.error("relay.unknown_key", sequence=message.sequence)
+        except msgspec.DecodeError as exc:
+            # Written by no version of ours. Nothing is deleted: it stays in the bucket for a person to look at.
+            log.error("relay.undecodable", sequence=message.sequence, reason=str(exc))
+            metrics.RELAY_UNDECODABLE.inc()
+
+    async def publish(self, user: m.UserRegistered, revision: int, why: m.Why, requested_at: datetime) -> None:
+        """Puts the event that a key asks for into the queue, once.
+
+        `revision` and `requested_at` are the key's sequence and the broker's time of its write, so a repeat, whoever
+        makes it, is the same event.
+
+        Raises:
+            StreamFull: the queue has no room. Unavailable, ApiError: not accepted after all tries.
+        """
+        event_id = s.event_id(user.user_id, revision)
+        event = m.WelcomeEmailRequested(
+            event_id=event_id,
+            user_id=user.user_id,
+            email=user.email,
+            name=user.name,
+            why=why,
+            requested_at=requested_at,
+            expires_at=requested_at + timedelta(seconds=self._settings.email_deadline_s),
+        )
+        data = m.WELCOME_EMAIL_REQUESTED.encode(event)
+        tries = self._settings.client_email_service_retry_attempts
+        for attempt in range(1, tries + 1):
+            try:
+                await self._broker.store(
+                    s.welcome_requested(event_id),
+                    data,
+                    expect_last=0,
+                    timeout_s=self._settings.client_email_service_timeout_s,
+                )
+            except Conflict as exc:
+                if not exc.in_flight:
+                    metrics.DEDUPED_QUEUE.inc()
+                    return  # queued already
+                last: Unavailable | ApiError = exc
+            except StreamFull:
+                raise
+            except (Unavailable, ApiError) as exc:
+                last = exc
+            else:
+                metrics.QUEUE_TOTAL.inc()
+                log.debug("relay.published", event_id=event_id)
+                return
+            if attempt == tries:
+                raise last
+            await asyncio.sleep(retry_delay_s(attempt, self._settings.client_email_service_retry_delay_s))
+
+    async def publish_again(self, again: m.WelcomeAgain, revision: int, asked_at: datetime) -> None:
+        """The same for a resend or replay: the event carries the user's record as it is. User gone: the key goes."""
+        kept = await self._broker.last(s.USERS, s.user_key(again.user_id))
+        erasing = await self._broker.last(s.USERS, s.erase_key(again.user_id))
+        if kept is None or kept.seq > revision or (erasing is not None and erasing.seq > kept.seq):
+            await self._broker.delete(s.USERS, revision)
+            log.info("relay.user_gone", user_id=again.user_id)
+            return
+        await self.publish(m.USER_REGISTERED.decode(kept.data), revision, again.why, asked_at)
+
+
+def retry_delay_s(attempt: int, base_s: float) -> float:
+    """Full jitter: uniform in [0, min(30 s, base · 2^(attempt - 1))]; attempts count from 1.
+
+    Source: M. Brooker, Exponential Backoff And Jitter (AWS Architecture Blog, 2015).
+    """
+    return random.uniform(0, min(_RETRY_DELAY_MAX_S, base_s * 2 ** min(attempt - 1, 30)))

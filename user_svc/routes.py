@@ -1,0 +1,248 @@
+"""The REST API: each route reads its request, calls the store, and says what happened."""
+
+import asyncio
+import hmac
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from contracts import subjects as s
+from contracts.runtime.broker import ApiError, Broker, Unavailable
+from user_svc import api, users
+from user_svc.api import documented
+from user_svc.erasure import erase
+from user_svc.errors import (
+    BodyTooLarge,
+    EmailTaken,
+    InvalidRequest,
+    NotFound,
+    RequestTimeout,
+    TooManyResends,
+    TryLater,
+    Unauthorized,
+    UnsupportedType,
+)
+from user_svc.settings import Settings
+from user_svc.store import EraseUnderWay, Mail, Store, User
+
+_NEW_USER = msgspec.json.Decoder(api.NewUser)
+_encode = msgspec.json.Encoder().encode
+_ADMIN: dict[str, Any] = {"security": [{"admin": []}]}
+_KEY_HEADER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "1 to 255 printable ASCII characters. A repeat with the same key and payload within 24 h is the "
+    "same registration: after a 503 it is sure of its 201.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[!#-~]([ !#-~]*[!#-~])?$"},
+}
+
+
+def routes(store: Store, broker: Broker, settings: Settings) -> APIRouter:
+    """All routes of the public API."""
+    router = APIRouter()
+
+    def deadline() -> float:
+        return asyncio.get_running_loop().time() + settings.http_request_timeout_s
+
+    def admin(request: Request) -> None:
+        if settings.admin_token is None:
+            return
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        # Bytes, because text outside of ASCII would raise.
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), settings.admin_token.encode()):
+            raise Unauthorized
+
+    async def finish_erase(user_id: str) -> None:
+        try:
+            async with asyncio.timeout(settings.http_request_timeout_s):
+                await erase(broker, user_id, email_deadline_s=settings.email_deadline_s)
+        except (Unavailable, ApiError, TimeoutError) as exc:
+            raise TryLater("The erasure is under way and will be finished. Repeat the request.") from exc
+
+    @router.post(
+        "/v1/users",
+        name="Register a user",
+        **documented(
+            {201: ("Registered; the welcome mail is on its way.", api.UserView)},
+            EmailTaken,
+            InvalidRequest,
+            RequestTimeout,
+            BodyTooLarge,
+            UnsupportedType,
+            headers=("Location",),
+            parameters=[_KEY_HEADER],
+            requestBody=api.json_body(api.NewUser),
+        ),
+    )
+    async def create(request: Request) -> Response:
+        until = deadline()
+        new = await _body(request, until)
+        problems: dict[str, str] = {}
+        address, name = users.Address("", ""), ""
+        try:
+            address = users.address(new.email)
+        except InvalidRequest as exc:
+            problems |= exc.errors
+        try:
+            name = users.name(new.name)
+        except InvalidRequest as exc:
+            problems |= exc.errors
+        header = request.headers.get("idempotency-key")
+        key = None if header is None else users.idempotency_key(header)
+        if problems:
+            raise InvalidRequest(errors=problems)
+        try:
+            user = await store.create(address, name, key, until)
+        except EraseUnderWay as exc:
+            await finish_erase(exc.user_id)
+            user = await store.create(address, name, key, deadline())
+        mail = Mail(s.event_id(user.record.user_id, user.revision), user.record.created_at, None)
+        return _json(api.user_view(user, mail), 201, {"Location": f"/v1/users/{user.record.user_id}"})
+
+    @router.get(
+        "/v1/users",
+        name="List users",
+        **documented(
+            {200: ("A page.", api.Page)},
+            InvalidRequest,
+            Unauthorized,
+            parameters=[
+                {
+                    "name": "limit",
+                    "in": "query",
+                    "schema": {"type": "integer", "minimum": 1, "maximum": api.LIMIT_MAX, "default": 50},
+                },
+                {
+                    "name": "cursor",
+                    "in": "query",
+                    "description": "`next_cursor` of the page before.",
+                    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+                },
+            ],
+            **_ADMIN,
+        ),
+    )
+    async def page(request: Request) -> Response:
+        admin(request)
+        limit = _number(request, "limit", 50, 1, api.LIMIT_MAX)
+        cursor = _number(request, "cursor", 0, 0, 10**18)
+        found = await store.page(cursor, limit, deadline())
+        after = str(found[-1].revision) if len(found) == limit else None
+        return _json(api.Page([api.row_view(user) for user in found], after))
+
+    @router.get(
+        "/v1/users/{user_id}",
+        name="One user",
+        **documented({200: ("The user.", api.UserView)}, NotFound, parameters=[api.USER_ID]),
+    )
+    async def one(request: Request) -> Response:
+        until = deadline()
+        user = await _user(store, request, until)
+        return _json(api.user_view(user, await store.mail(user, until)))
+
+    @router.get(
+        "/v1/users/{user_id}/welcome-email",
+        name="The welcome mail with its attempts",
+        **documented({200: ("The mail.", api.WelcomeEmailView)}, NotFound, parameters=[api.USER_ID]),
+    )
+    async def welcome_email(request: Request) -> Response:
+        until = deadline()
+        user = await _user(store, request, until)
+        return _json(api.welcome_email_view(await store.mail(user, until)))
+
+    @router.post(
+        "/v1/users/{user_id}/welcome-email",
+        name="Send the welcome mail again",
+        **documented(
+            {202: ("Asked for; at most three a day (UTC).", api.Resent)},
+            NotFound,
+            TooManyResends,
+            Unauthorized,
+            headers=("Location",),
+            parameters=[api.USER_ID],
+            **_ADMIN,
+        ),
+    )
+    async def resend(request: Request) -> Response:
+        admin(request)
+        until, now = deadline(), datetime.now(UTC)
+        user = await _user(store, request, until)
+        try:
+            event = await store.resend(user, now, until)
+        except TooManyResends as exc:
+            midnight = datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
+            exc.headers["Retry-After"] = str(int((midnight - now).total_seconds()) + 1)
+            raise
+        location = {"Location": f"/v1/users/{user.record.user_id}/welcome-email"}
+        return _json(api.Resent("queued", event), 202, location)
+
+    @router.delete(
+        "/v1/users/{user_id}",
+        name="Erase a user",
+        status_code=204,
+        **documented(
+            {204: ("Erased everywhere, a pending mail included.", None)},
+            NotFound,
+            Unauthorized,
+            parameters=[api.USER_ID],
+            **_ADMIN,
+        ),
+    )
+    async def delete(request: Request) -> Response:
+        admin(request)
+        until = deadline()
+        user_id = _user_id(request)
+        await finish_erase(user_id)  # one that was broken off earlier
+        await store.user(user_id, until)
+        await store.ask_erase(user_id, datetime.now(UTC), until)
+        await finish_erase(user_id)
+        return Response(status_code=204)
+
+    return router
+
+
+def _user_id(request: Request) -> str:
+    """The id in the path. Anything may arrive there, `..` included."""
+    user_id: str = request.path_params["user_id"]
+    if not s.is_user_id(user_id):
+        raise NotFound("There is no user with this id.")
+    return user_id
+
+
+async def _user(store: Store, request: Request, until: float) -> User:
+    return await store.user(_user_id(request), until)
+
+
+def _json(body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_encode(body), status, headers, "application/json")
+
+
+def _number(request: Request, name: str, default: int, lowest: int, highest: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and lowest <= int(text) <= highest):
+        raise InvalidRequest(errors={name: f"It must be a whole number from {lowest} to {highest}."})
+    return int(text)
+
+
+async def _body(request: Request, until: float) -> api.NewUser:
+    """The body, by counted bytes: behind a gateway it arrives chunked, without a length."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedType
+    body = bytearray()
+    try:
+        async with asyncio.timeout_at(until):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > api.BODY_MAX_BYTES:
+                    raise BodyTooLarge(f"At most {api.BODY_MAX_BYTES} bytes.", headers={"Connection": "close"})
+    except TimeoutError as exc:
+        raise RequestTimeout(headers={"Connection": "close"}) from exc
+    try:
+        return _NEW_USER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidRequest(f"The body is not as documented: {exc}") from exc

@@ -1,0 +1,34 @@
+"""What user_svc reads from the environment."""
+
+from contracts.runtime.process import CommonSettings, Count, Port, Positive
+
+DEVELOPMENT_KEY = "development-only-user-id-key"  # refused in production
+PREFIXES = ("CLIENT_EMAIL_SERVICE_", "HTTP_", "METRICS_", "RECONCILE_", "USER_", "QUEUE_MAX_", "ADMIN_", "STREAM_")
+OTHERS = ("QUEUE_MAX_RETRIES", "USER_METRICS_PORT")
+"""Other programs' variables that begin like ours."""
+
+
+class Settings(CommonSettings, frozen=True, kw_only=True):
+    """Defaults are the ones of the README."""
+
+    http_port: Port = 8080
+    metrics_port: Port = 9101
+    http_max_in_flight: Count = 1000
+    http_request_timeout_s: Positive = 2.0
+    """Of one request, reading its body included; the gateway's is longer, so that our 503 comes first."""
+    client_email_service_timeout_s: Positive = 2.0
+    client_email_service_retry_attempts: Count = 5
+    client_email_service_retry_delay_s: Positive = 0.1
+    queue_max_size: Count = 100_000
+    email_deadline_s: Positive = 86_400.0
+    user_id_key: str = DEVELOPMENT_KEY
+    admin_token: str | None = None
+    reconcile_after_s: Positive = 60.0
+    reconcile_interval_s: Positive = 86_400.0
+
+    def __post_init__(self) -> None:
+        if self.production:
+            if self.user_id_key == DEVELOPMENT_KEY:
+                raise ValueError("USER_ID_KEY: required when ENVIRONMENT=production")
+            if self.admin_token is None:
+                raise ValueError("ADMIN_TOKEN: required when ENVIRONMENT=production")
