@@ -13,20 +13,23 @@ forgot to wake (end of a pause) is replaced within that second.
 """
 
 import asyncio
-import itertools
+import functools
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import TracebackType
 
 import structlog
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
-from contracts.runtime.broker import Broker, Unavailable
+from contracts.runtime.broker import Broker
 
 log = structlog.get_logger()
 
 EXPIRES_S = 1.0
 _GRACE_S = 0.5
+_RETIRED_S = 30.0
 _ENDS = frozenset({"404", "408", "409", "503"})
 
 
@@ -74,12 +77,18 @@ class Message:
             log.debug("pull.answer_lost", error=repr(exc))
 
 
-class _Pull:
-    """A pull under way: how many messages may still come of it, and when it was sent."""
+class _Inbox:
+    """Where the messages of one pull at a time arrive. A message bears its stream's subject, not the inbox's, so only
+    an inbox of its own tells which pull it answers, and with that since when the broker's ack_wait may be running.
+    """
 
-    def __init__(self, size: int, sent_at: float) -> None:
-        self.left = size
-        self.sent_at = sent_at
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.subscription: Subscription | None = None
+        self.left = 0
+        """Messages that may still come of the pull under way; 0: free for the next one."""
+        self.sent_at = 0.0
+        """When the pull was sent."""
 
 
 class PullLoop:
@@ -106,13 +115,13 @@ class PullLoop:
         self._on_missing = on_missing
         self.slots = slots
         self._credit = min(slots, credit or slots)
-        self._pulls: dict[str, _Pull] = {}
+        self._inboxes: list[_Inbox] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._admitted: set[asyncio.Task[None]] = set()
+        self._retired: set[asyncio.Task[None]] = set()
         self._missing = False
         self._stopping = False
         self._wake = asyncio.Event()
-        self._names = itertools.count()
         self._log = log.bind(stream=stream, durable=durable)
 
     @property
@@ -131,9 +140,7 @@ class PullLoop:
         self._wake.set()
 
     async def __aenter__(self) -> "PullLoop":
-        self._inbox = self._broker.client.new_inbox()
-        self._subscription = await self._broker.client.subscribe(f"{self._inbox}.*", cb=self._arrived)
-        self._broker.reconnected.append(self._forget_pulls)
+        self._broker.reconnected.append(self._retire_all)
         self._runner = asyncio.create_task(self._run())
         return self
 
@@ -147,12 +154,10 @@ class PullLoop:
         if self._stopping:
             return
         self._stopping = True
-        self._broker.reconnected.remove(self._forget_pulls)
+        self._broker.reconnected.remove(self._retire_all)
         self._runner.cancel()
-        try:
-            await self._subscription.drain()  # type: ignore[no-untyped-call]  # the broker drops the waiting pulls; what has arrived is given back
-        except Exception as exc:  # noqa: BLE001 - not connected: the pulls are gone with the connection
-            self._log.debug("pull.unsubscribe_failed", error=repr(exc))
+        for inbox in self._inboxes:
+            await self._drain(inbox)
         for task in self._tasks - self._admitted:
             task.cancel()
         if self._tasks and grace_s > 0:
@@ -162,26 +167,50 @@ class PullLoop:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _forget_pulls(self) -> None:
-        self._pulls.clear()
+    async def _drain(self, inbox: _Inbox) -> None:
+        """The broker drops the pull that waits; what has arrived already is handled, or given back while stopping."""
+        if inbox.subscription is None:
+            return
+        try:
+            await inbox.subscription.drain()  # type: ignore[no-untyped-call]
+        except Exception as exc:  # noqa: BLE001 - not connected: the pull is gone with the connection
+            self._log.debug("pull.drain_failed", error=repr(exc))
+
+    def _retire_all(self) -> None:
+        for inbox in list(self._inboxes):
+            self._retire(inbox)
         self._wake.set()
+
+    def _retire(self, inbox: _Inbox) -> None:
+        """Counts no longer on its pull, and never uses it again: what still arrives there keeps its own time."""
+        self._inboxes.remove(inbox)
+        task = asyncio.create_task(self._drain_later(inbox))
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
+
+    async def _drain_later(self, inbox: _Inbox) -> None:
+        await asyncio.sleep(_RETIRED_S)
+        await self._drain(inbox)
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            now = asyncio.get_running_loop().time()
-            for name, pull in list(self._pulls.items()):
-                if now - pull.sent_at > EXPIRES_S + _GRACE_S:
-                    del self._pulls[name]
+            now = time.monotonic()
+            for inbox in list(self._inboxes):
+                if inbox.left and now - inbox.sent_at > EXPIRES_S + _GRACE_S:
+                    self._retire(inbox)  # lost, with a change of leader perhaps
             if self._missing:
                 self._missing = False
                 await self._find_missing()
-            asked = sum(pull.left for pull in self._pulls.values())
+            asked = sum(inbox.left for inbox in self._inboxes)
             waiting = len(self._tasks) - len(self._admitted)
             room = min(self._credit - asked - waiting, self.slots - asked - len(self._tasks))
             # Half of the credit at a time: one pull a message would double the broker's work.
             if room > 0 and (room >= self._credit // 2 or asked == 0):
-                await self._pull(room, now)
+                try:
+                    await self._pull(room)
+                except Exception as exc:  # noqa: BLE001 - not connected; the next look is in 250 ms
+                    self._log.debug("pull.failed", error=repr(exc))
             try:
                 async with asyncio.timeout(0.25):
                     await self._wake.wait()
@@ -197,38 +226,31 @@ class PullLoop:
                 self._log.warning("pull.still_missing", error=repr(exc))
         await asyncio.sleep(1)
 
-    async def _pull(self, size: int, now: float) -> None:
-        name = str(next(self._names))
-        self._pulls[name] = _Pull(size, now)
-        body = b'{"batch":%d,"expires":%d}' % (size, int(EXPIRES_S * 1e9))
-        try:
-            if not self._broker.client.is_connected:
-                raise Unavailable("not connected", sent=False)
-            await self._broker.client.publish(self._next, body, reply=f"{self._inbox}.{name}")
-        except Exception as exc:  # noqa: BLE001 - it expires by itself; the next one may go through
-            self._log.debug("pull.failed", error=repr(exc))
+    async def _pull(self, size: int) -> None:
+        client = self._broker.client
+        if not client.is_connected:
+            return
+        inbox = next((inbox for inbox in self._inboxes if not inbox.left), None)
+        if inbox is None:
+            inbox = _Inbox(client.new_inbox())
+            inbox.subscription = await client.subscribe(inbox.subject, cb=functools.partial(self._arrived, inbox))
+            self._inboxes.append(inbox)
+        inbox.left, inbox.sent_at = size, time.monotonic()
+        await client.publish(
+            self._next, b'{"batch":%d,"expires":%d}' % (size, int(EXPIRES_S * 1e9)), reply=inbox.subject
+        )
 
-    async def _arrived(self, raw: Msg) -> None:
-        name = raw.subject.rpartition(".")[2]
-        status = (raw.headers or {}).get("Status") if not raw.reply else None
-        pull = self._pulls.get(name)
-        if status is not None:
-            if status in _ENDS:
-                self._pulls.pop(name, None)
-                self._missing = self._missing or status == "503"
-                # An answer at once (409, 503) must not make a busy circle: the next look is in 250 ms.
-                if status == "408":
-                    self._wake.set()
+    async def _arrived(self, inbox: _Inbox, raw: Msg) -> None:
+        if raw.reply:
+            inbox.left = max(0, inbox.left - 1)
+            self._take(raw, inbox.sent_at)
             return
-        if not raw.reply:
-            return
-        sent_at = asyncio.get_running_loop().time() - EXPIRES_S - _GRACE_S
-        if pull is not None:
-            sent_at = pull.sent_at
-            pull.left -= 1
-            if pull.left == 0:
-                del self._pulls[name]
-        self._take(raw, sent_at)
+        status = (raw.headers or {}).get("Status")
+        if status in _ENDS:
+            inbox.left = 0
+            self._missing = self._missing or status == "503"
+            if status == "408":  # else it came at once, and must not make a busy circle: the next look is in 250 ms
+                self._wake.set()
 
     def _take(self, raw: Msg, pulled_at: float) -> None:
         def admit() -> None:

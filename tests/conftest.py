@@ -1,0 +1,44 @@
+"""What tests share: a real broker of their own, a real SMTP server, the whole system as processes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from contracts.runtime.broker import Broker, connect
+from tests.support.processes import NatsServer, System
+from tests.support.smtp_server import SmtpServer
+
+
+@pytest.fixture(scope="module")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A broker for the tests of one module."""
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    server.start()
+    asyncio.run(server.ready())
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
+    """A connection to the module's broker."""
+    connection = await connect(name="test", url=nats_server.url, on_closed=lambda reason: None)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def smtp() -> AsyncIterator[SmtpServer]:
+    """A scriptable SMTP server."""
+    async with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def system(tmp_path: Path, smtp: SmtpServer) -> Iterator[System]:
+    """Broker and services, not started; killed at the end, their logs shown if the test failed."""
+    made = System(tmp_path, f"smtp://127.0.0.1:{smtp.port}")
+    yield made
+    made.stop()

