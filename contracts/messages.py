@@ -174,6 +174,24 @@ class DeadLetter(Wire, frozen=True, kw_only=True, tag="welcome_email.dead_letter
     requested_at: Time | None = None
 
 
+# --- stream AUDIT --------------------------------------------------------------------------------------------------
+
+
+class Audit(Wire, frozen=True, kw_only=True, tag="audit.v1"):
+    """`audit.<service>.<action>`: what an operator did. Ids only."""
+
+    at: Time
+    service: str
+    action: str
+    by: str
+    """`token`, or `anyone` where no ADMIN_TOKEN is set."""
+    peer: str
+    """The address that the request came from."""
+    target: str = ""
+    """What it was done to: an id, a filter, a time."""
+    outcome: str = "done"
+
+
 USER_REGISTERED = Codec(UserRegistered)
 WELCOME_AGAIN = Codec(WelcomeAgain)
 ERASE_USER = Codec(EraseUser)
@@ -181,6 +199,7 @@ WELCOME_EMAIL_REQUESTED = Codec(WelcomeEmailRequested)
 ATTEMPTS = Codec(Attempts)
 OUTCOME = Codec(Outcome)
 DEAD_LETTER = Codec(DeadLetter)
+AUDIT = Codec(Audit)
 
 LEDGER_ROW: msgspec.json.Decoder[Attempts | Outcome] = msgspec.json.Decoder(Attempts | Outcome)
 """Decodes whatever row of an event is the newest."""
@@ -193,5 +212,6 @@ KINDS: dict[str, Codec[Any]] = {
     "welcome_email.attempts.v1": ATTEMPTS,
     "welcome_email.outcome.v1": OUTCOME,
     "welcome_email.dead_letter.v1": DEAD_LETTER,
+    "audit.v1": AUDIT,
 }
 """Every kind that was ever sent, by its tag: the golden files are decoded with it."""

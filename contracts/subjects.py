@@ -14,6 +14,8 @@ IDEMPOTENCY: Final = "KV_IDEMPOTENCY"
 WELCOME_EMAILS: Final = "WELCOME_EMAILS"
 DELIVERIES: Final = "DELIVERIES"
 DEAD_LETTERS: Final = "DEAD_LETTERS"
+CONTROL: Final = "KV_CONTROL"
+AUDIT: Final = "AUDIT"
 
 # Durable consumers that are pulled.
 RELAY: Final = "welcome-relay"
@@ -29,6 +31,21 @@ ATTEMPTS: Final = "deliveries.*.*.attempts"
 OUTCOMES: Final = "deliveries.*.*.outcome.*"
 DEAD_LETTERS_OF_EVENTS: Final = "dead_letters.*.*.*"
 QUARANTINE: Final = "dead_letters.quarantine.*"
+AUDITED: Final = "audit.*.*"
+
+# Bucket CONTROL: small records, each change republished with the broker's time on `control.changed.<key>`.
+BREAKER_KEY: Final = "$KV.CONTROL.breaker"
+RATE_LIMIT_KEY: Final = "$KV.CONTROL.rate_limit"
+DOWNTIME_KEY: Final = "$KV.CONTROL.downtime"
+
+# Requests to user_svc about the breaker. The first try goes to one replica, repeats go to all.
+ASK: Final = "breaker.ask"
+ASK_ALL: Final = "breaker.ask_all"
+RESULT: Final = "breaker.result"
+RESULT_ALL: Final = "breaker.result_all"
+REPORT: Final = "breaker.report"
+ONE_OF_USER_SVC: Final = "user_svc"
+"""The queue group of user_svc's replicas."""
 
 # Headers of ours. Those of the broker are in contracts.runtime.jetstream.
 HEADER_REASON: Final = "MailFlow-Reason"
@@ -90,6 +107,16 @@ def attempts(event: str) -> str:
 def outcome(event: str, state: str) -> str:
     """The one outcome of an event; `state` is sent, dead, expired or erased ("*" for any)."""
     return f"deliveries.{event}.outcome.{state}"
+
+
+def changed(key: str) -> str:
+    """Where changes of a record in CONTROL are heard, e.g. of `BREAKER_KEY`."""
+    return f"control.changed.{key.rpartition('.')[2]}"
+
+
+def audited(service: str, action: str) -> str:
+    """An operator's action, e.g. `breaker-open`."""
+    return f"audit.{service}.{action}"
 
 
 def delivery_rows(event: str) -> str:

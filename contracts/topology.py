@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from contracts import subjects as s
+from contracts.control import BREAKER, paused_until
 from contracts.runtime.broker import NO_CONSUMER, NO_STREAM, ApiError, Broker, Unavailable
 from contracts.runtime.lifecycle import Stop
 from contracts.runtime.process import BadStart, CommonSettings, Count, connect_as, run
@@ -102,6 +103,18 @@ def topology(queue_max_size: int = 100_000) -> tuple[Stream, ...]:
             config={"allow_direct": True, "allow_rollup_hdrs": True, "max_age": 24 * 3600 * _NS},
         ),
         Stream(
+            name=s.CONTROL,
+            owner="user_svc",
+            used_by=("user_svc", "email_svc"),
+            fixed=bucket | {"subjects": ["$KV.CONTROL.>"]},
+            config={
+                "allow_direct": True,
+                "allow_rollup_hdrs": True,
+                # Every change reaches all replicas at once, with the broker's time of it: no consumer is needed.
+                "republish": {"src": "$KV.CONTROL.>", "dest": "control.changed.>"},
+            },
+        ),
+        Stream(
             name=s.WELCOME_EMAILS,
             owner="user_svc",
             used_by=("user_svc", "email_svc"),
@@ -144,6 +157,13 @@ def topology(queue_max_size: int = 100_000) -> tuple[Stream, ...]:
             ),
         ),
         Stream(
+            name=s.AUDIT,
+            owner="user_svc",
+            used_by=("user_svc", "email_svc"),
+            fixed={"subjects": [s.AUDITED], "retention": "limits", "storage": "file", "discard": "old"},
+            config={"max_age": 90 * 86_400 * _NS, "allow_direct": True},
+        ),
+        Stream(
             name=s.DEAD_LETTERS,
             owner="email_svc",
             used_by=("user_svc", "email_svc"),
@@ -158,6 +178,11 @@ def topology(queue_max_size: int = 100_000) -> tuple[Stream, ...]:
                 "max_age": 0,
             },
             config={"allow_direct": True, "allow_msg_ttl": True},
+            consumers=(
+                _counter("count-dead", "dead_letters.dead.*.*"),
+                _counter("count-expired", "dead_letters.expired.*.*"),
+                _counter("count-quarantine", s.QUARANTINE),
+            ),
         ),
     )
 
@@ -258,7 +283,7 @@ async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: b
             raise BadStart(
                 f"consumer {name} of {stream} is missing: run `python -m contracts.topology` or set PROVISION=auto"
             )
-        config = {"durable_name": name, "name": name, **consumer.config}
+        config = {"durable_name": name, "name": name, **consumer.config, **await _paused_at_birth(broker, name)}
         call = f"CONSUMER.CREATE.{stream}.{name}"
         if "filter_subject" in config:
             call += f".{config['filter_subject']}"
@@ -281,6 +306,15 @@ async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: b
         log.info("topology.consumer_changed", stream=stream, consumer=name, changes=changes)
 
 
+async def _paused_at_birth(broker: Broker, consumer: str) -> dict[str, str]:
+    """A queue's consumer that is made while the breaker is open must not hand out a single mail."""
+    if consumer != s.EMAIL_SVC:
+        return {}
+    stored = await broker.last(s.CONTROL, s.BREAKER_KEY)
+    until = None if stored is None else paused_until(BREAKER.decode(stored.data))
+    return {} if until is None else {"pause_until": until.isoformat()}
+
+
 async def _refused_is_bad_start(broker: Broker, call: str, body: dict[str, Any]) -> None:
     try:
         await broker.api(call, body, timeout_s=10)
@@ -290,6 +324,8 @@ async def _refused_is_bad_start(broker: Broker, call: str, body: dict[str, Any])
 
 def _differs(found: Any, wanted: Any) -> bool:
     """The broker leaves out what is false, zero or empty."""
+    if isinstance(wanted, dict):
+        return any(_differs((found or {}).get(key), value) for key, value in wanted.items())
     if isinstance(wanted, list):
         return sorted(found or []) != sorted(wanted)
     return (found or 0) != (wanted or 0)

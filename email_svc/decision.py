@@ -47,6 +47,7 @@ class Fault(enum.StrEnum):
     """The server answered something that is no SMTP reply."""
     CANCELLED = "cancelled"
     """Our own process gave up: shutdown."""
+    SIMULATED_DOWNTIME = "simulated_downtime"
     LEASE_LOST = "lease_lost"
     """The message may be another worker's by now; nothing was sent."""
 
@@ -89,6 +90,20 @@ class Verdict(enum.StrEnum):
 
 CHARGED = frozenset({Verdict.TRANSIENT, Verdict.POLICY, Verdict.UNKNOWN})
 """Verdicts that spend the message's budget."""
+
+_PATH_FAILED = frozenset({Verdict.PATH, Verdict.CONFIGURATION, Verdict.UNKNOWN})
+_PATH_WORKS = frozenset({Verdict.SENT, Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.POLICY})
+
+
+def path_works(verdict: Verdict, *, surge: bool) -> bool | None:
+    """What an attempt says to the breaker: the path works (whatever became of the mail), it failed, or nothing (None).
+
+    `surge`: policy refusals are aimed at all of our mails just now.
+    """
+    if verdict in _PATH_FAILED or (surge and verdict is Verdict.POLICY):
+        return False
+    return True if verdict in _PATH_WORKS else None
+
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?!\d)")
 _THROTTLING = re.compile(r"throttl|rate (limit )?exceeded|sending rate|too fast|quota", re.IGNORECASE)
@@ -177,31 +192,39 @@ def decide(
     history: History,
     *,
     expires_at: datetime,
-    path_works: bool,
+    others_pass: bool,
     rules: Rules,
     draw: float,
+    surge: bool = False,
+    path_rest_s: float = 0.0,
 ) -> Decision:
     """What follows from one attempt.
 
     Args:
         attempt: its verdict is a `Verdict`; its time is now.
         history: the attempts before it.
-        path_works: this worker has sent another mail since this one's last attempt, so a path failure is the mail's.
+        others_pass: this worker has sent another mail since this one's last attempt, so a path failure is the mail's.
         draw: uniform in [0, 1), the jitter.
+        surge: policy refusals are the path's fault, not the mail's.
+        path_rest_s: a mail that failed as a probe rests at least so long, or it would be every probe.
     """
     verdict = Verdict(attempt.verdict)
     if verdict in (Verdict.ROTATE, Verdict.ABANDONED):
         return Decision(history=history)
     if verdict is Verdict.THROTTLED:
         return _again(attempt, history, expires_at, 1.0 + draw)
-    charged = verdict in CHARGED or (verdict in (Verdict.PATH, Verdict.CONFIGURATION) and path_works)
+    if surge and verdict is Verdict.POLICY:
+        charged = False
+    else:
+        charged = verdict in CHARGED or (verdict in (Verdict.PATH, Verdict.CONFIGURATION) and others_pass)
     after = history.add(attempt, charged=charged)
     if verdict is Verdict.SENT:
         return Decision(history=after, state=State.SENT)
     if verdict in (Verdict.PERMANENT, Verdict.UNUSABLE):
         return Decision(history=after, state=State.DEAD, reason=str(verdict))
     if not charged:
-        return _again(attempt, after, expires_at, backoff_s(after.total - after.charged, draw))
+        delay_s = path_rest_s * (1 + draw / 10) + backoff_s(after.total - after.charged, draw)
+        return _again(attempt, after, expires_at, delay_s)
     if after.charged > rules.retries:
         return Decision(history=after, state=State.DEAD, reason=f"{verdict}: budget of {rules.retries} retries spent")
     scheduled_s = rules.delays_s[min(after.charged, len(rules.delays_s)) - 1]

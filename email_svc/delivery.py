@@ -1,6 +1,6 @@
 """The way of one mail, from the queue to its end. This is the file to read first.
 
-    decode -> known already? -> due? expired? -> connection -> token -> send -> decide -> record -> settle
+    decode -> known already? -> due? expired? -> connection -> token -> leave -> send -> decide -> record -> settle
 
     record   the outcome once, or the attempts so far     before the queue entry goes: a crash repeats, never loses
     settle   ack | nak(delay) | erase the entry | say nothing       the only place that answers the broker
@@ -13,7 +13,6 @@ import asyncio
 import random
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -23,10 +22,24 @@ from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Conflict, Unavailable
 from contracts.runtime.pull import Message
 from email_svc import metrics
-from email_svc.decision import Phase, Rules, SmtpResult, Verdict, classify, decide, enhanced_code, redacted
+from email_svc.decision import (
+    Fault,
+    Phase,
+    Rules,
+    SmtpResult,
+    Verdict,
+    classify,
+    decide,
+    enhanced_code,
+    path_works,
+    redacted,
+)
+from email_svc.downtime import Downtime
 from email_svc.errors import NotAnEvent
 from email_svc.lease import Lease
+from email_svc.leave import Leave, Path
 from email_svc.ledger import Ledger, Row
+from email_svc.limiter import Limiter
 from email_svc.message import Composer, Mail, UnusableMail
 from email_svc.smtp import SmtpConnection, SmtpPool
 
@@ -35,13 +48,6 @@ log = structlog.get_logger()
 _LOOK_AGAIN_S = 1.0
 _LEDGER_AGAIN_S = 0.5
 _LAST_WORD_S = 5.0
-
-
-class Limiter(Protocol):
-    """Decides when the next mail may begin."""
-
-    async def take(self) -> None:
-        """Waits until one mail may begin."""
 
 
 # How a message is settled: `Done` (ack), `Later` (nak), `Erase` (the entry with its bytes), None (say nothing).
@@ -62,44 +68,75 @@ class Erase(msgspec.Struct, frozen=True):
 Settlement = Done | Later | Erase | None
 
 
-class Delivery:
-    """Handles the messages of the queue, many at once."""
+class Trial:
+    """One message in hand: what it is, under which leave, and whether an attempt began."""
 
-    def __init__(self, ledger: Ledger, composer: Composer, pool: SmtpPool, limiter: Limiter, rules: Rules) -> None:
+    def __init__(self, message: Message, lease: Lease, leave: Leave) -> None:
+        self.message = message
+        self.lease = lease
+        self.leave = leave
+        self.event_id = ""
+        self.verdict: Verdict | None = None
+        """Of the attempt; None: there was none."""
+
+
+class Delivery:
+    """Handles messages of the queue, many at once."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        composer: Composer,
+        pool: SmtpPool,
+        limiter: Limiter,
+        path: Path,
+        downtime: Downtime,
+        rules: Rules,
+    ) -> None:
         self._ledger = ledger
         self._composer = composer
         self._pool = pool
         self._limiter = limiter
+        self._path = path
+        self._downtime = downtime
         self._rules = rules
         self._sent_at = datetime.min.replace(tzinfo=UTC)
 
-    async def handle(self, message: Message) -> None:
-        """One message of the queue: delivered, or whatever becomes of it."""
+    async def handle(self, message: Message, leave: Leave) -> bool:
+        """One message of the queue: delivered, or whatever becomes of it. True: an attempt found the path working."""
         with metrics.IN_HAND.track_inprogress():
             async with Lease(message) as lease:
+                trial = Trial(message, lease, leave)
                 try:
-                    settlement = await self._deliver(message, lease)
+                    settlement = await self._deliver(trial)
                 except asyncio.CancelledError:
-                    await self._settle(message, lease, Later(0.0))  # shutting down is no attempt
+                    await self._settle(trial, Later(0.0))  # shutting down is no attempt
+                    await self._path.give_back(leave)
                     raise
                 except (Unavailable, ApiError) as exc:
                     log.warning("email.given_back", sequence=message.sequence, reason=str(exc))
                     settlement = Later(1.0 + random.random())
-                await self._settle(message, lease, settlement)
+                await self._settle(trial, settlement)
+            works = None if trial.verdict is None else path_works(trial.verdict, surge=self._path.surge)
+            if leave.kind == "permit":
+                await self._path.probed(leave, works=works, verdict=str(trial.verdict))
+            return works is True
 
-    async def _settle(self, message: Message, lease: Lease, settlement: Settlement) -> None:
+    async def _settle(self, trial: Trial, settlement: Settlement) -> None:
+        message = trial.message
         match settlement:
             case Done():
                 await message.ack()  # may be lost: then it comes again and is known
             case Later(delay_s):
-                if lease.valid:  # else it is another's by now, and the broker would take our nak for theirs
+                if trial.lease.valid:  # else it is another's by now, and the broker would take our nak for theirs
                     await message.nak(delay_s)
             case Erase():
                 await self._ledger.erase_entry(message.sequence)
             case None:
                 pass
 
-    async def _deliver(self, message: Message, lease: Lease) -> Settlement:
+    async def _deliver(self, trial: Trial) -> Settlement:
+        message = trial.message
         try:
             event = decode(message)
         except NotAnEvent as exc:
@@ -107,6 +144,7 @@ class Delivery:
             metrics.QUARANTINED.inc()
             log.error("email.quarantined", sequence=message.sequence, reason=str(exc))
             return Done()
+        trial.event_id = event.event_id
         row, looked_at = await self._ledger.look_up(event.event_id), time.monotonic()
         if row is not None and isinstance(row.value, m.Outcome):
             metrics.DEDUPED.labels(row.value.state).inc()
@@ -128,22 +166,27 @@ class Delivery:
             attempt = m.Attempt(at=now, verdict=Verdict.UNUSABLE, phase="compose", text=redacted(str(exc), event.email))
             return await self._record(event, row, attempt)
 
-        taken = await self._pool.acquire()
-        if not isinstance(taken, SmtpConnection):
-            message.admit()
-            return await self._judge(event, row, taken, 0.0)
+        connection = await self._pool.acquire()
+        if not isinstance(connection, SmtpConnection):
+            self._path.begun(trial.leave)
+            return await self._judge(trial, event, row, connection, 0.0)
         try:
             await self._wait_for_token(message)
-            if time.monotonic() - looked_at > _LOOK_AGAIN_S:
-                again = await self._ledger.look_up(event.event_id)
-                if again != row:
-                    return Later(0.0)  # somebody else has dealt with it meanwhile
-            began = time.monotonic()
-            taken, result = await self._send(taken, mail, lease)
+            if time.monotonic() - looked_at > _LOOK_AGAIN_S and await self._ledger.look_up(event.event_id) != row:
+                return Later(0.0)  # somebody else has dealt with it meanwhile
+            if not await self._path.still(trial.leave):
+                return Later(random.uniform(0.05, 0.5))  # not attempted is not failed
+            self._path.begun(trial.leave)
+            pooled, began = not connection.fresh, time.monotonic()
+            result = await self._send_on(connection, mail, trial.lease)
         finally:
-            if isinstance(taken, SmtpConnection):
-                self._pool.release(taken)
-        return await self._judge(event, row, result, time.monotonic() - began)
+            self._pool.release(connection)
+        if classify(result) is Verdict.ROTATE and pooled:
+            return Later(0.0)
+        if pooled and result.phase is Phase.MAIL and result.code is None:
+            await self._pool.refresh()  # it died of age, and its neighbours may have too
+            return Later(0.0)
+        return await self._judge(trial, event, row, result, time.monotonic() - began)
 
     async def _wait_for_token(self, message: Message) -> None:
         began = time.monotonic()
@@ -151,23 +194,10 @@ class Delivery:
         message.admit()
         metrics.TOKEN_WAIT.observe(time.monotonic() - began)
 
-    async def _send(
-        self, connection: SmtpConnection, mail: Mail, lease: Lease
-    ) -> tuple[SmtpConnection | SmtpResult, SmtpResult]:
-        """Sends on the connection; on a fresh one if this one had died of age. Returns the one that is still taken."""
-        pooled = not connection.fresh
-        result = await self._send_on(connection, mail, lease)
-        stale = pooled and result.phase is Phase.MAIL and result.code is None
-        if not stale and classify(result) is not Verdict.ROTATE:
-            return connection, result
-        self._pool.release(connection)
-        fresh = await self._pool.acquire(fresh=True)
-        if not isinstance(fresh, SmtpConnection):
-            return fresh, fresh
-        return fresh, await self._send_on(fresh, mail, lease)
-
     async def _send_on(self, connection: SmtpConnection, mail: Mail, lease: Lease) -> SmtpResult:
         """Once the dot is out, only its reply tells what happened: not even a shutdown cuts that wait short."""
+        if self._downtime.until is not None:
+            return SmtpResult(phase=Phase.CONNECT, fault=Fault.SIMULATED_DOWNTIME)
         sending = asyncio.ensure_future(
             connection.send(mail, self._composer.envelope_from, before_dot=lambda: lease.valid)
         )
@@ -182,7 +212,7 @@ class Delivery:
             return await sending
 
     async def _judge(
-        self, event: m.WelcomeEmailRequested, row: Row | None, result: SmtpResult, seconds: float
+        self, trial: Trial, event: m.WelcomeEmailRequested, row: Row | None, result: SmtpResult, seconds: float
     ) -> Settlement:
         verdict = classify(result)
         if verdict is Verdict.ABANDONED:
@@ -206,9 +236,18 @@ class Delivery:
             metrics.ERRORS.labels(verdict).inc()
         if verdict is Verdict.UNKNOWN:
             metrics.UNKNOWN.inc()
-        return await self._record(event, row, attempt)
+        if verdict is Verdict.THROTTLED:
+            await self._limiter.throttled()
+        trial.verdict = verdict
+        works = path_works(verdict, surge=self._path.surge)
+        if trial.leave.kind != "permit" and works is not None:
+            await self._path.attempted(trial.leave, works=works, event_id=event.event_id, verdict=verdict)
+        probe_failed = trial.leave.kind == "permit" and works is False
+        return await self._record(event, row, attempt, path_rest_s=2 * self._path.open_s if probe_failed else 0.0)
 
-    async def _record(self, event: m.WelcomeEmailRequested, row: Row | None, attempt: m.Attempt) -> Settlement:
+    async def _record(
+        self, event: m.WelcomeEmailRequested, row: Row | None, attempt: m.Attempt, *, path_rest_s: float = 0.0
+    ) -> Settlement:
         """Decides what follows from an attempt and writes it down."""
         history = _history(row)
         tried_before = history.attempts[-1].at if history.attempts else attempt.at
@@ -216,9 +255,11 @@ class Delivery:
             attempt,
             history,
             expires_at=event.expires_at,
-            path_works=tried_before < self._sent_at,
+            others_pass=tried_before < self._sent_at,
             rules=self._rules,
             draw=random.random(),
+            surge=self._path.surge,
+            path_rest_s=path_rest_s,
         )
         if attempt.verdict == Verdict.SENT:
             self._sent_at = attempt.at

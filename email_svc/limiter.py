@@ -1,24 +1,225 @@
-"""The limiter: when the next mail of this process may begin."""
+"""The limiter: a law of email_svc.policies.limit on the fleet's record in bucket CONTROL.
+
+    waiters ──► one taker a process ──compare-and-set──► record ──► tokens, handed out in order
+
+The state is changed before a token is handed out, so a crash forfeits and never refunds. Who cannot reach the record
+sends nothing. The broker's clock decides (contracts.runtime.clock): every change is republished with its time.
+"""
 
 import asyncio
+import contextlib
 import math
+import time
+from collections import deque
+from datetime import datetime
 
-from email_svc.policies.token_bucket import TokenBucket
+import msgspec
+import structlog
+from nats.aio.msg import Msg
+
+from contracts import subjects as s
+from contracts.messages import Codec, Wire
+from contracts.runtime.broker import ApiError, Broker, Conflict, Unavailable
+from contracts.runtime.clock import BrokerClock
+from email_svc import metrics
+from email_svc.policies import limit
+
+log = structlog.get_logger()
+
+_BATCH = 64
+_AGAIN_S = 0.05
+_THROTTLE_EVERY_S = 1.0
 
 
-class LocalLimiter:
-    """A token bucket on the process's monotonic clock; first come, first served."""
+class RateRecord(Wire, frozen=True, kw_only=True, tag="control.rate_limit.v1"):
+    """What the fleet has used. `factor` multiplies the rate since `factor_at` (throttling)."""
 
-    def __init__(self, bucket: TokenBucket | None) -> None:
-        """None: no limit."""
-        self._bucket = bucket
-        self._tat = -math.inf
+    algorithm: limit.Algorithm
+    state: limit.State
+    day: limit.Slots | None = None
+    factor: float = 1.0
+    factor_at: float = 0.0
+
+
+RATE = Codec(RateRecord)
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings. `rpm` 0: no limit."""
+
+    algorithm: limit.Algorithm = "token_bucket"
+    rpm: float = 60.0
+    burst: int = 10
+    per_day: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rpm > 0:
+            limit.policy(self.algorithm, self.rpm, self.burst)
+        if self.per_day is not None:
+            limit.per_day(self.per_day)
+
+
+class Limiter:
+    """Use `run` as a task."""
+
+    def __init__(self, broker: Broker, clock: BrokerClock, settings: Limit) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._settings = settings
+        self._waiting: deque[asyncio.Future[limit.Token]] = deque()
+        self._wanted = asyncio.Event()
+        self._sent: tuple[int, float] | None = None
+        """Revision of our last write and when it was sent: its republished time is a sample with both ends."""
 
     async def take(self) -> None:
-        """Waits until one mail may begin. A token that is not used (cancelled wait) is forfeited."""
-        if self._bucket is None:
+        """Waits until one mail may begin, now. A token that comes too late is void: another is waited for."""
+        if self._settings.rpm == 0 and self._settings.per_day is None:
             return
-        loop = asyncio.get_running_loop()
-        self._tat, due = self._bucket.take(self._tat, loop.time())
-        if due > loop.time():
-            await asyncio.sleep(due - loop.time())
+        while True:
+            future: asyncio.Future[limit.Token] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            self._wanted.set()
+            token = await future
+            while (wait_s := token.due - self._clock.low()) > 0:  # noqa: ASYNC110 - the bracket moves meanwhile
+                await asyncio.sleep(wait_s)
+            if self._clock.high() < token.void:
+                return
+            metrics.TOKENS_VOID.inc()
+
+    async def run(self) -> None:
+        """Takes tokens for whoever waits, for ever."""
+        await self._broker.client.subscribe(s.changed(s.RATE_LIMIT_KEY), cb=self._changed)
+        while True:
+            await self._wanted.wait()
+            self._waiting = deque(future for future in self._waiting if not future.done())
+            if not self._waiting:
+                self._wanted.clear()
+                continue
+            try:
+                tokens, wait_s = await self._grant(min(len(self._waiting), _BATCH))
+            except (Unavailable, ApiError) as exc:
+                log.warning("limiter.unreachable", reason=str(exc))
+                await asyncio.sleep(_AGAIN_S * 10)
+                continue
+            for token in tokens:
+                while self._waiting:
+                    future = self._waiting.popleft()
+                    if not future.done():
+                        future.set_result(token)
+                        break
+            if not tokens:
+                await asyncio.sleep(wait_s)
+
+    async def _grant(self, n: int) -> tuple[list[limit.Token], float]:
+        """Tokens for `n` mails or fewer, already written down; if there are none, how long to wait before asking."""
+        record, revision = await self._read()
+        while True:
+            now = self._clock.high()
+            changed, tokens, next_due = self._take(record, now, n)
+            if not tokens:
+                return [], min(1.0, max(_AGAIN_S, next_due - now - limit.HORIZON_S))
+            try:
+                await self._write(changed, revision)
+            except Conflict:
+                record, revision = await self._read()
+                continue
+            return tokens, 0.0
+
+    def _take(self, record: RateRecord, now: float, n: int) -> tuple[RateRecord, list[limit.Token], float]:
+        """The record to be written, the tokens it stands for, and when the next one is due if there are none."""
+        state, day, tokens = record.state, record.day, [limit.Token(now, math.inf)] * n
+        policy = self._policy(record, now)
+        if policy is not None:
+            if record.algorithm != self._settings.algorithm:
+                state = policy.used_up(now)
+            state, tokens = policy.take(state, now, n)
+            if not tokens:
+                return record, [], policy.available(state, now)[1]
+        if self._settings.per_day is not None:
+            law = limit.per_day(self._settings.per_day)
+            day = day or law.unused(now)
+            day, daily = law.take(day, now, len(tokens))
+            if not daily:
+                return record, [], law.available(day, now)[1]
+            tokens = [limit.Token(max(a.due, b.due), min(a.void, b.void)) for a, b in zip(tokens, daily, strict=False)]
+        changed = msgspec.structs.replace(record, algorithm=self._settings.algorithm, state=state, day=day)
+        return changed, tokens, now
+
+    def _policy(self, record: RateRecord, now: float) -> limit.Policy[limit.State] | None:
+        """The law at the rate of the moment."""
+        if self._settings.rpm == 0:
+            return None
+        factor = limit.recovered(record.factor, now - record.factor_at)
+        return limit.policy(self._settings.algorithm, self._settings.rpm, self._settings.burst, factor)
+
+    async def _read(self) -> tuple[RateRecord, int]:
+        if not self._clock.known:
+            raise Unavailable("the broker's time is not known yet", sent=False)
+        stored = await self._broker.last(s.CONTROL, s.RATE_LIMIT_KEY)
+        if stored is not None:
+            return RATE.decode(stored.data), stored.seq
+        # Nothing was ever used: the bucket is full.
+        return RateRecord(algorithm=self._settings.algorithm, state=self._unused()), 0
+
+    def _unused(self) -> limit.State:
+        settings = self._settings
+        state: limit.State = limit.policy(settings.algorithm, settings.rpm or 1.0, settings.burst).unused(
+            self._clock.high()
+        )
+        return state
+
+    async def _write(self, record: RateRecord, revision: int) -> int:
+        sent = time.monotonic()
+        written = await self._broker.store(s.RATE_LIMIT_KEY, RATE.encode(record), expect_last=revision)
+        self._sent = (written, sent)
+        return written
+
+    async def _changed(self, raw: Msg) -> None:
+        """A change of the record, ours or another's, with the broker's time of it."""
+        received, headers = time.monotonic(), raw.headers or {}
+        with contextlib.suppress(KeyError, ValueError, msgspec.ValidationError):
+            revision = int(headers["Nats-Sequence"])
+            sent = self._sent[1] if self._sent is not None and self._sent[0] == revision else None
+            ts = msgspec.convert(headers["Nats-Time-Stamp"], datetime)
+            self._clock.sample(ts, sent=sent, received=received)
+
+    async def throttled(self) -> None:
+        """The server says that we are too fast: the fleet slows down, at most once a second, and recovers by itself."""
+        try:
+            record, revision = await self._read()
+            now = self._clock.high()
+            if now - record.factor_at < _THROTTLE_EVERY_S:
+                return
+            factor = limit.throttle(limit.recovered(record.factor, now - record.factor_at))
+            await self._write(msgspec.structs.replace(record, factor=factor, factor_at=now), revision)
+            log.warning("limiter.throttled", factor=round(factor, 3))
+            metrics.THROTTLED.inc()
+        except Conflict:
+            return  # another worker has just written: the next reply will tell again
+        except (Unavailable, ApiError) as exc:
+            log.warning("limiter.unreachable", reason=str(exc))
+
+    async def status(self) -> dict[str, object]:
+        """What `GET /rate-limit` shows. Raises `Unavailable` or `ApiError`."""
+        record, _ = await self._read()
+        now = self._clock.high()
+        settings = self._settings
+        shown: dict[str, object] = {
+            "algorithm": settings.algorithm,
+            "limit_per_minute": settings.rpm,
+            "burst": settings.burst,
+            "limit_per_day": settings.per_day,
+            "throttled_to": round(limit.recovered(record.factor, now - record.factor_at), 3),
+            "waiting": len(self._waiting),
+        }
+        policy = self._policy(record, now)
+        if policy is None:
+            return shown | {"tokens": None, "next_token_in_s": 0.0}
+        state = record.state if record.algorithm == settings.algorithm else policy.used_up(now)
+        tokens, next_due = policy.available(state, now)
+        if settings.per_day is not None:
+            law = limit.per_day(settings.per_day)
+            left, day_due = law.available(record.day or law.unused(now), now)
+            tokens, next_due = min(tokens, left), max(next_due, day_due)
+            shown["left_today"] = left
+        return shown | {"tokens": tokens, "next_token_in_s": round(max(0.0, next_due - now), 3)}

@@ -3,6 +3,7 @@
 admin listener -> broker -> topology -> SMTP connections -> worker
 """
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -10,18 +11,23 @@ import structlog
 
 from contracts import subjects as s
 from contracts import topology
+from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
-from contracts.runtime.lifecycle import Stop, serving
+from contracts.runtime.clock import BrokerClock
+from contracts.runtime.lifecycle import Stop, cancelled, serving
 from contracts.runtime.process import BadStart, connect_as
 from contracts.runtime.pull import PullLoop
+from email_svc.admin import routes as admin_routes
 from email_svc.delivery import Delivery
+from email_svc.downtime import Downtime
+from email_svc.leave import Path as PathToSmtp
 from email_svc.ledger import Ledger
-from email_svc.limiter import LocalLimiter
+from email_svc.limiter import Limiter
 from email_svc.message import Composer
-from email_svc.policies.token_bucket import TokenBucket
 from email_svc.settings import Settings
 from email_svc.smtp import SmtpPool, parse_smtp_url
+from email_svc.worker import Worker
 
 log = structlog.get_logger()
 
@@ -42,9 +48,10 @@ async def main(settings: Settings) -> int:
     async def ready() -> list[str]:
         return ["broker"] if broker is None else await topology.missing(broker, "email_svc")
 
+    admin = admin_app(ready)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
-            serving(admin_app(ready), host=settings.http_host, port=settings.metrics_port, variable="METRICS_PORT")
+            serving(admin, host=settings.http_host, port=settings.metrics_port, variable="METRICS_PORT")
         )
         connected = await stop.unless(connect_as("email_svc", settings, stop.fail))
         if connected is None:
@@ -66,28 +73,34 @@ async def main(settings: Settings) -> int:
             return stop.code
         pool = SmtpPool(endpoint, size=settings.worker_concurrency, timeout_s=settings.smtp_timeout_s)
         stack.push_async_callback(pool.close)
-        delivery = Delivery(Ledger(broker), composer, pool, _limiter(settings), settings.rules)
+        clock = BrokerClock()
+        path = PathToSmtp(broker, clock, attempt_s=settings.smtp_timeout_s)
+        limiter = Limiter(broker, clock, settings.limit)
+        downtime = Downtime(broker, clock, settings.downtime)
+        audit = Auditor(broker, "email_svc", settings.admin_token)
+        admin.routes.extend(admin_routes(audit, limiter, downtime, settings.admin_token))
+        for task in (path.run(), limiter.run(), downtime.run()):
+            stack.push_async_callback(cancelled, asyncio.create_task(task))
+        delivery = Delivery(Ledger(broker), composer, pool, limiter, path, downtime, settings.rules)
+        worker = Worker(path, delivery)
         loop = PullLoop(
             broker,
             stream=s.WELCOME_EMAILS,
             durable=s.EMAIL_SVC,
-            handle=delivery.handle,
+            handle=worker.handle,
             slots=settings.worker_concurrency,
-            credit=_credit(settings),
+            limit=_credit(settings),
+            credit=0,
             on_missing=provision,
         )
+        worker.loop = loop
         await stack.enter_async_context(loop)
         stack.push_async_callback(loop.stop, grace_s=_DRAIN_S)
+        stack.push_async_callback(cancelled, asyncio.create_task(worker.run()))
         log.info("process.ready", metrics_port=settings.metrics_port)
         await stop.event.wait()
     log.info("process.stopped")
     return stop.code
-
-
-def _limiter(settings: Settings) -> LocalLimiter:
-    if settings.rate_limit_rpm == 0:
-        return LocalLimiter(None)
-    return LocalLimiter(TokenBucket(settings.rate_limit_rpm / 60, settings.rate_limit_burst))
 
 
 def _credit(settings: Settings) -> int:

@@ -20,3 +20,7 @@ TOKEN_WAIT = Histogram(
     "Time that a message in hand waited for its token.",
     buckets=(0.001, 0.01, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+TOKENS_VOID = Counter("email_service_tokens_void", "Tokens that came too late to be used.")
+THROTTLED = Counter("email_service_throttled", "Times this worker slowed the fleet down because the server asked.")
+ALONE = Counter("email_service_alone", "Times this worker went on alone because no user_svc answered.")
+DOWNTIME = Gauge("email_service_downtime", "1 while the simulated downtime is on.")

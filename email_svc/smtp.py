@@ -418,6 +418,11 @@ class SmtpPool:
             self._drop(conn)
         self._slots.release()
 
+    async def refresh(self) -> None:
+        """Close what lies idle: what killed one of them (a restart, a firewall) has mostly killed all."""
+        while self._idle:
+            self._drop(self._idle.pop())
+
     async def close(self) -> None:
         """Close all, those in use as well: who awaits the reply to a dot is to be waited for before."""
         self._closing = True

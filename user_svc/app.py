@@ -1,10 +1,10 @@
 """user_svc, wired: what is opened, in which order; it is closed in reverse.
 
-admin listener -> broker -> topology -> relay, reconciler -> API
+admin listener -> broker -> topology -> guard of the breaker -> relay, reconciler -> API
 """
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
@@ -13,13 +13,18 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 from contracts import topology
+from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
-from contracts.runtime.lifecycle import Stop, serving
+from contracts.runtime.lifecycle import Stop, cancelled, serving
 from contracts.runtime.process import connect_as
 from user_svc import api
+from user_svc.admin import routes as admin_routes
+from user_svc.breaker_guard import Guard
+from user_svc.dead_letters import DeadLetters
 from user_svc.edge import Edge, http_exception, problem_response
 from user_svc.errors import Problem
+from user_svc.ledger import Drain
 from user_svc.reconciler import keep_reconciled
 from user_svc.relay import Relay
 from user_svc.routes import routes
@@ -40,9 +45,10 @@ async def main(settings: Settings) -> int:
     async def ready() -> list[str]:
         return ["broker"] if broker is None else await topology.missing(broker, "user_svc")
 
+    admin = admin_app(ready)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
-            serving(admin_app(ready), host=settings.http_host, port=settings.metrics_port, variable="METRICS_PORT")
+            serving(admin, host=settings.http_host, port=settings.metrics_port, variable="METRICS_PORT")
         )
         connected = await stop.unless(connect_as("user_svc", settings, stop.fail))
         if connected is None:
@@ -68,20 +74,28 @@ async def main(settings: Settings) -> int:
 
         if await stop.unless(prepare()) is None:
             return stop.code
+        guard = Guard(broker, settings.breaker_rules, provision)
+        await guard.start()
+        stack.push_async_callback(cancelled, asyncio.create_task(guard.run()))
         relay = Relay(broker, settings, provision)
         await stack.enter_async_context(relay.loop)
         stack.push_async_callback(relay.loop.stop, grace_s=_DRAIN_S)
+        audit = Auditor(broker, "user_svc", settings.admin_token)
+        letters, drain = DeadLetters(broker), Drain()
+        stack.push_async_callback(letters.stop, "the process was stopped: issue it again")
+        admin.routes.extend(admin_routes(broker, audit, guard, letters, drain, settings))
         reconciler = asyncio.create_task(
             keep_reconciled(
                 broker,
                 relay,
+                drain,
                 after_s=settings.reconcile_after_s,
                 interval_s=settings.reconcile_interval_s,
                 on_missing=provision,
             )
         )
-        stack.push_async_callback(_cancel, reconciler)
-        app = build_app(store, broker, settings)
+        stack.push_async_callback(cancelled, reconciler)
+        app = build_app(store, broker, audit, settings)
         await stack.enter_async_context(
             serving(app, host=settings.http_host, port=settings.http_port, variable="HTTP_PORT")
         )
@@ -91,13 +105,7 @@ async def main(settings: Settings) -> int:
     return stop.code
 
 
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-
-
-def build_app(store: Store, broker: Broker, settings: Settings) -> FastAPI:
+def build_app(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> FastAPI:
     """The public API as an ASGI application."""
     app = FastAPI(
         title="MailFlow",
@@ -107,7 +115,7 @@ def build_app(store: Store, broker: Broker, settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a gateway would follow the redirect itself
     )
-    app.include_router(routes(store, broker, settings))
+    app.include_router(routes(store, broker, audit, settings))
     app.add_middleware(Edge, max_in_flight=settings.http_max_in_flight)
     app.add_exception_handler(HTTPException, http_exception)
 

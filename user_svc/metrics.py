@@ -15,6 +15,10 @@ REFUSED = Counter("user_service_requests_refused", "Requests refused because too
 
 QUEUE_TOTAL = Counter("user_service_queue", "Events relayed into the queue (sum over the replicas).")
 QUEUE_SIZE = Gauge("user_service_queue_size", "Events in the queue, waiting, retrying or being sent.")
+QUEUE_PROCESSING = Gauge("user_service_queue_processing", "Events handed out: being sent, or waiting for a retry.")
+QUEUE_OLDEST = Gauge("user_service_queue_oldest_age_seconds", "Age of the oldest event in the queue.")
+QUEUE_REDELIVERED = Gauge("user_service_queue_redelivered", "Events in the queue that were handed out before.")
+REPLAYED = Counter("user_service_replayed", "Dead letters that were asked for again.")
 OUTBOX_PENDING = Gauge("user_service_outbox_pending", "Registrations and resends that are not in the queue yet.")
 DEDUPED_QUEUE = Counter("user_service_queue_deduplicated", "Copies of a queued event that the queue refused.")
 RELAY_FULL = Counter("user_service_relay_queue_full", "Times the relay found the queue full.")
@@ -22,3 +26,8 @@ RELAY_GIVEN_BACK = Counter("user_service_relay_given_back", "Outbox entries give
 RELAY_UNDECODABLE = Counter("user_service_relay_undecodable", "Outbox entries that no version of ours has written.")
 LEDGER_GAP = Gauge("user_service_ledger_gap", "Events that are nowhere; only a positive value that lasts matters.")
 RECONCILED = Counter("user_service_reconciled", "Lost events that the reconciler published again.")
+
+BREAKER_STATE = Gauge("user_service_circuit_breaker_state", "0 closed, 1 half-open, 2 open.")
+BREAKER_FAILURES = Counter("user_service_circuit_breaker_failures", "Path failures heard.")
+BREAKER_SUCCESSES = Counter("user_service_circuit_breaker_successes", "Attempts heard that found the path working.")
+BREAKER_PROBES = Counter("user_service_circuit_breaker_half_open_requests", "Permits granted while half-open.")

@@ -1,68 +1,25 @@
 """The reconciler: mends a queue that lost what it had taken (purged, damaged, deleted).
 
-    gap = live events - in the outbox - in the queue - sent - dead - expired
-
-Live events are the keys that ask for a mail. Each figure is the broker's own and cheap at any size; they are read in
-the order in which an event moves, so one that is handed over meanwhile counts twice and never not at all: only a
-positive gap that lasts means that something is missing. It starts `reconcile`, as does the clock.
+A positive gap of the books that lasts (user_svc.ledger) starts it, as does the clock.
 """
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-import msgspec
 import structlog
 
 from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Stored, StreamFull, Unavailable
 from user_svc import metrics
+from user_svc.ledger import Drain, books, oldest_age_s
 from user_svc.relay import Relay
 from user_svc.store import walk
 
 log = structlog.get_logger()
 
 _WINDOW = 128
-
-
-class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """Where all the events are, by the broker's counters."""
-
-    live: int
-    erasing: int
-    outbox: int
-    queue: int
-    sent: int
-    dead: int
-    expired: int
-
-    @property
-    def gap(self) -> int:
-        """Events that are nowhere; negative while some are counted twice."""
-        return self.live - self.outbox - self.queue - self.sent - self.dead - self.expired
-
-
-async def books(broker: Broker) -> Books:
-    """Reads the books. Raises `Unavailable` or `ApiError`."""
-
-    async def count(stream: str, consumer: str) -> int:
-        info = await broker.api(f"CONSUMER.INFO.{stream}.{consumer}")
-        return int(info["num_pending"])
-
-    live = await count(s.USERS, "count-users") + await count(s.USERS, "count-again")
-    erasing = await count(s.USERS, "count-erase")
-    relay = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")
-    queue = await broker.api(f"STREAM.INFO.{s.WELCOME_EMAILS}")
-    return Books(
-        live=live,
-        erasing=erasing,
-        outbox=max(0, relay["num_pending"] + relay["num_ack_pending"] - erasing),
-        queue=queue["state"]["messages"],
-        sent=await count(s.DELIVERIES, "count-sent"),
-        dead=await count(s.DELIVERIES, "count-dead"),
-        expired=await count(s.DELIVERIES, "count-expired"),
-    )
 
 
 async def reconcile(broker: Broker, relay: Relay) -> int:
@@ -104,7 +61,13 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
 
 
 async def keep_reconciled(
-    broker: Broker, relay: Relay, *, after_s: float, interval_s: float, on_missing: Callable[[], Awaitable[None]]
+    broker: Broker,
+    relay: Relay,
+    drain: Drain,
+    *,
+    after_s: float,
+    interval_s: float,
+    on_missing: Callable[[], Awaitable[None]],
 ) -> None:
     """Runs for ever: looks at the books, reconciles when a positive gap lasts `after_s`, and each `interval_s`.
 
@@ -119,9 +82,15 @@ async def keep_reconciled(
         try:
             now = loop.time()
             seen = await books(broker)
+            drain.sample(seen)
             metrics.LEDGER_GAP.set(seen.gap)
             metrics.OUTBOX_PENDING.set(seen.outbox)
             metrics.QUEUE_SIZE.set(seen.queue)
+            stream = await broker.api(f"STREAM.INFO.{s.WELCOME_EMAILS}")
+            metrics.QUEUE_OLDEST.set(oldest_age_s(stream))
+            consumer = await broker.api(f"CONSUMER.INFO.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
+            metrics.QUEUE_PROCESSING.set(consumer["num_ack_pending"])
+            metrics.QUEUE_REDELIVERED.set(consumer["num_redelivered"])
             if seen.gap <= 0 or seen.erasing:
                 gap_since = None
             elif gap_since is None:

@@ -1,7 +1,6 @@
 """The REST API: each route reads its request, calls the store, and says what happened."""
 
 import asyncio
-import hmac
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +8,8 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from contracts import subjects as s
+from contracts.audit import Auditor
+from contracts.runtime.admin import authorized
 from contracts.runtime.broker import ApiError, Broker, Unavailable
 from user_svc import api, users
 from user_svc.api import documented
@@ -40,7 +41,7 @@ _KEY_HEADER = {
 }
 
 
-def routes(store: Store, broker: Broker, settings: Settings) -> APIRouter:
+def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> APIRouter:
     """All routes of the public API."""
     router = APIRouter()
 
@@ -48,11 +49,7 @@ def routes(store: Store, broker: Broker, settings: Settings) -> APIRouter:
         return asyncio.get_running_loop().time() + settings.http_request_timeout_s
 
     def admin(request: Request) -> None:
-        if settings.admin_token is None:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        # Bytes, because text outside of ASCII would raise.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), settings.admin_token.encode()):
+        if not authorized(request.headers.get("authorization", ""), settings.admin_token):
             raise Unauthorized
 
     async def finish_erase(user_id: str) -> None:
@@ -176,6 +173,7 @@ def routes(store: Store, broker: Broker, settings: Settings) -> APIRouter:
             midnight = datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
             exc.headers["Retry-After"] = str(int((midnight - now).total_seconds()) + 1)
             raise
+        await audit(request, "resend", event)
         location = {"Location": f"/v1/users/{user.record.user_id}/welcome-email"}
         return _json(api.Resent("queued", event), 202, location)
 
@@ -198,6 +196,7 @@ def routes(store: Store, broker: Broker, settings: Settings) -> APIRouter:
         await finish_erase(user_id)  # one that was broken off earlier
         await store.user(user_id, until)
         await store.ask_erase(user_id, datetime.now(UTC), until)
+        await audit(request, "erase", user_id)
         await finish_erase(user_id)
         return Response(status_code=204)
 

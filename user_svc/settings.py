@@ -1,9 +1,20 @@
 """What user_svc reads from the environment."""
 
 from contracts.runtime.process import CommonSettings, Count, Port, Positive
+from user_svc.breaker import Rules
 
 DEVELOPMENT_KEY = "development-only-user-id-key"  # refused in production
-PREFIXES = ("CLIENT_EMAIL_SERVICE_", "HTTP_", "METRICS_", "RECONCILE_", "USER_", "QUEUE_MAX_", "ADMIN_", "STREAM_")
+PREFIXES = (
+    "CIRCUIT_BREAKER_",
+    "CLIENT_EMAIL_SERVICE_",
+    "HTTP_",
+    "METRICS_",
+    "RECONCILE_",
+    "USER_",
+    "QUEUE_MAX_",
+    "ADMIN_",
+    "STREAM_",
+)
 OTHERS = ("QUEUE_MAX_RETRIES", "USER_METRICS_PORT")
 """Other programs' variables that begin like ours."""
 
@@ -19,12 +30,25 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     client_email_service_timeout_s: Positive = 2.0
     client_email_service_retry_attempts: Count = 5
     client_email_service_retry_delay_s: Positive = 0.1
+    circuit_breaker_failure_threshold: Count = 5
+    circuit_breaker_success_threshold: Count = 2
+    circuit_breaker_timeout_s: Positive = 30.0
+    circuit_breaker_half_open_requests: Count = 3
     queue_max_size: Count = 100_000
     email_deadline_s: Positive = 86_400.0
     user_id_key: str = DEVELOPMENT_KEY
     admin_token: str | None = None
     reconcile_after_s: Positive = 60.0
     reconcile_interval_s: Positive = 86_400.0
+
+    @property
+    def breaker_rules(self) -> Rules:
+        return Rules(
+            failure_threshold=self.circuit_breaker_failure_threshold,
+            success_threshold=self.circuit_breaker_success_threshold,
+            open_s=self.circuit_breaker_timeout_s,
+            half_open_permits=self.circuit_breaker_half_open_requests,
+        )
 
     def __post_init__(self) -> None:
         if self.production:

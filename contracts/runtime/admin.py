@@ -1,5 +1,11 @@
-"""The admin listener of a service: /metrics, /healthz, /readyz, and what the service adds. Never behind the gateway."""
+"""The admin listener of a service: /metrics, /healthz, /readyz, and what the service adds. Never behind the gateway.
 
+GET reads and is open; POST acts and is guarded: a bearer token where one is set, a JSON body, and a Host and Origin of
+its own, so that no web page can act on an operator's localhost.
+"""
+
+import hmac
+import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -16,11 +22,22 @@ Ready = Callable[[], Awaitable[list[str]]]
 """What is missing; an empty list means ready."""
 
 _READY_FOR_S = 0.5
+_BODY_MAX_BYTES = 16_384
 
 
-def json_response(body: Any, status: int = 200) -> Response:
+class Refused(Exception):
+    """The request is refused with this status and these words."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers or {}
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON answer with a Content-Length."""
-    return Response(msgspec.json.encode(body), status, media_type="application/json")
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
 def admin_app(ready: Ready, routes: Sequence[BaseRoute] = ()) -> Starlette:
@@ -43,6 +60,67 @@ def admin_app(ready: Ready, routes: Sequence[BaseRoute] = ()) -> Starlette:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(prometheus_client.REGISTRY), headers={"Content-Type": content_type})
 
+    async def refused(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, Refused)
+        return json_response({"status": exc.status, "detail": exc.detail}, exc.status, exc.headers)
+
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *routes],
+        exception_handlers={Refused: refused},
     )
+
+
+def authorized(authorization: str, token: str | None) -> bool:
+    """Whether an Authorization header carries the bearer token; without a token set everybody may."""
+    if token is None:
+        return True
+    scheme, _, given = authorization.partition(" ")
+    # Bytes, because comparing text outside of ASCII would raise.
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), token.encode())
+
+
+async def acting(request: Request, token: str | None) -> dict[str, Any]:
+    """Guards an acting POST and returns its JSON object.
+
+    Raises:
+        Refused: 401, 403, 413, 415 or 422.
+    """
+    if not authorized(request.headers.get("authorization", ""), token):
+        raise Refused(401, "A valid bearer token is needed.", {"WWW-Authenticate": 'Bearer realm="mailflow"'})
+    host = request.headers.get("host", "")
+    if not _own(host):
+        raise Refused(403, "The Host is none of ours.")
+    origin = request.headers.get("origin")
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        raise Refused(403, "The Origin is not this listener.")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "The body must be application/json.")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _BODY_MAX_BYTES:
+            raise Refused(413, f"At most {_BODY_MAX_BYTES} bytes.")
+    try:
+        found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise Refused(422, f"The body must be a JSON object: {exc}") from exc
+    return found
+
+
+def body_as(kind: type[Any], body: dict[str, Any]) -> Any:
+    """The body of an acting POST as a Struct. Raises `Refused` (422) naming the field."""
+    try:
+        return msgspec.convert(body, kind)
+    except (msgspec.ValidationError, ValueError) as exc:
+        raise Refused(422, str(exc)) from exc
+
+
+def _own(host: str) -> bool:
+    """An IP address, localhost, or a name without a dot (a container): none that a page could point here by DNS."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost" or (name != "" and "." not in name)
+    return True

@@ -93,3 +93,10 @@ async def serving(app: Any, *, host: str, port: int, variable: str, grace_s: flo
         server.should_exit = True
         await task
         listener.close()
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancels a task and waits for its end."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -23,7 +23,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from contracts.runtime.broker import Broker
+from contracts.runtime.broker import Broker, Unavailable
 
 log = structlog.get_logger()
 
@@ -102,6 +102,7 @@ class PullLoop:
         durable: str,
         handle: Callable[[Message], Awaitable[None]],
         slots: int,
+        limit: int | None = None,
         credit: int | None = None,
         on_missing: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -114,7 +115,9 @@ class PullLoop:
         self._handle = handle
         self._on_missing = on_missing
         self.slots = slots
-        self._credit = min(slots, credit or slots)
+        self.limit = slots if limit is None else min(slots, limit)
+        """The most that `credit` may be."""
+        self._credit = self.limit if credit is None else min(self.limit, credit)
         self._inboxes: list[_Inbox] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._admitted: set[asyncio.Task[None]] = set()
@@ -131,12 +134,12 @@ class PullLoop:
 
     @property
     def credit(self) -> int:
-        """How many messages may be asked for or waiting at once, 1 to `slots`."""
+        """How many messages may be asked for or waiting at once, 0 to `limit`."""
         return self._credit
 
     @credit.setter
     def credit(self, value: int) -> None:
-        self._credit = max(1, min(self.slots, value))
+        self._credit = max(0, min(self.limit, value))
         self._wake.set()
 
     async def __aenter__(self) -> "PullLoop":
@@ -225,6 +228,32 @@ class PullLoop:
             except Exception as exc:  # noqa: BLE001 - outermost loop: try again in a second
                 self._log.warning("pull.still_missing", error=repr(exc))
         await asyncio.sleep(1)
+
+    async def take_one(self) -> Message | None:
+        """One message, asked for beside the loop and not handed to its handler; None: there was none within 1 s.
+
+        Raises:
+            Unavailable: not connected.
+        """
+        client = self._broker.client
+        if not client.is_connected:
+            raise Unavailable("not connected to the broker", sent=False)
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=arrived.put)
+        sent_at = time.monotonic()
+        try:
+            await client.publish(self._next, b'{"batch":1,"expires":%d}' % int(EXPIRES_S * 1e9), reply=inbox)
+            async with asyncio.timeout(EXPIRES_S + _GRACE_S):
+                raw = await arrived.get()
+        except TimeoutError:
+            return None
+        finally:
+            await subscription.unsubscribe()
+        if raw.reply:
+            return Message(raw, self._broker, sent_at, lambda: None)
+        self._missing = self._missing or (raw.headers or {}).get("Status") == "503"
+        return None
 
     async def _pull(self, size: int) -> None:
         client = self._broker.client

@@ -1,0 +1,37 @@
+"""Writes down what operators do: stream AUDIT, ids only, 90 days."""
+
+from datetime import UTC, datetime
+
+import structlog
+from starlette.requests import Request
+
+from contracts import messages as m
+from contracts import subjects as s
+from contracts.runtime.broker import ApiError, Broker, Unavailable
+
+log = structlog.get_logger()
+
+
+class Auditor:
+    """Of one service."""
+
+    def __init__(self, broker: Broker, service: str, token: str | None) -> None:
+        self._broker = broker
+        self._service = service
+        self._by = "anyone" if token is None else "token"
+
+    async def __call__(self, request: Request, action: str, target: str, outcome: str = "done") -> None:
+        """Writes one record. One that cannot be written is logged instead: the action is done already."""
+        record = m.Audit(
+            at=datetime.now(UTC),
+            service=self._service,
+            action=action,
+            by=self._by,
+            peer=request.client.host if request.client else "",
+            target=target,
+            outcome=outcome,
+        )
+        try:
+            await self._broker.store(s.audited(self._service, action), m.AUDIT.encode(record))
+        except (Unavailable, ApiError) as exc:
+            log.error("audit.not_written", action=action, target=target, outcome=outcome, reason=str(exc))

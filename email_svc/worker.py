@@ -1,0 +1,73 @@
+"""The worker: takes from the queue what the path and the limit allow, and hands it to email_svc.delivery.
+
+free        the pull loop runs; its credit starts at 1 and doubles with each success, up to what the rate gives
+otherwise   the loop rests; leave first, then one message, by itself
+"""
+
+import asyncio
+import random
+
+import structlog
+
+from contracts.runtime.broker import ApiError, Unavailable
+from contracts.runtime.pull import Message, PullLoop
+from email_svc.delivery import Delivery
+from email_svc.leave import Leave, Path
+
+log = structlog.get_logger()
+
+_LOOK_EVERY_S = 0.25
+_IDLE_S = (1.0, 5.0)
+
+
+class Worker:
+    """`handle` is the loop's handler; use `run` as a task."""
+
+    def __init__(self, path: Path, delivery: Delivery) -> None:
+        self._path = path
+        self._delivery = delivery
+        self._idle_s = _IDLE_S[0]
+        self.loop: PullLoop
+
+    async def handle(self, message: Message) -> None:
+        """A message that the loop pulled."""
+        leave = self._path.leave()
+        if leave is None:  # it was under way while the path was closed off
+            await message.nak(random.uniform(0.05, 0.25))
+            return
+        if await self._delivery.handle(message, leave) and self._path.free:
+            self.loop.credit *= 2
+
+    async def run(self) -> None:
+        """For ever: opens and closes the loop with the path, and probes when it may."""
+        while True:
+            if self._path.free:
+                self.loop.credit = self.loop.credit or 1  # slow start: everybody comes back at once
+                await self._path.wait(_LOOK_EVERY_S)
+                continue
+            self.loop.credit = 0
+            try:
+                leave = await self._path.ask()
+                if isinstance(leave, Leave):
+                    await self._one(leave)
+                elif leave > 0:
+                    await self._path.wait(leave)
+            except (Unavailable, ApiError) as exc:
+                log.warning("worker.broken_off", reason=str(exc))
+                await asyncio.sleep(_LOOK_EVERY_S)
+            except Exception:
+                log.exception("worker.failed")
+                await asyncio.sleep(1)
+
+    async def _one(self, leave: Leave) -> None:
+        """One message under a permit, or alone."""
+        if leave.kind == "alone":
+            await asyncio.sleep(self._path.alone_delay_s())
+        message = await self.loop.take_one()
+        if message is None:
+            await self._path.unused(leave)
+            await self._path.wait(self._idle_s)
+            self._idle_s = min(2 * self._idle_s, _IDLE_S[1])
+            return
+        self._idle_s = _IDLE_S[0]
+        await self._delivery.handle(message, leave)

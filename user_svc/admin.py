@@ -1,0 +1,173 @@
+"""user_svc's admin API: the breaker, the queue, the ledger and the dead letters; each action leaves an AUDIT record."""
+
+from typing import Annotated, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from contracts import control as c
+from contracts import messages as m
+from contracts import subjects as s
+from contracts.audit import Auditor
+from contracts.runtime.admin import Refused, acting, body_as, json_response
+from contracts.runtime.broker import ApiError, Broker, Unavailable
+from contracts.runtime.settings import duration_s
+from user_svc.breaker_guard import Guard
+from user_svc.dead_letters import DeadLetters, Filter, Replay, view
+from user_svc.ledger import Drain, ledger, queue
+from user_svc.settings import Settings
+
+_PAGE_MAX = 500
+
+
+class Open(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /circuit-breaker/open`: `for` a duration like `5m`; without it, until further notice."""
+
+    for_: str | None = msgspec.field(default=None, name="for")
+    reason: Annotated[str, msgspec.Meta(max_length=200)] = "by an operator"
+
+
+class Close(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /circuit-breaker/close`."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=200)] = "by an operator"
+
+
+def routes(
+    broker: Broker, audit: Auditor, guard: Guard, letters: DeadLetters, drain: Drain, settings: Settings
+) -> list[Route]:
+    """All routes of the admin API."""
+    token = settings.admin_token
+
+    async def act(request: Request, action: str, target: str, do: Any) -> Any:
+        """Does it, and writes down what came of it."""
+        try:
+            done = await do()
+        except (Unavailable, ApiError) as exc:
+            await audit(request, action, target, f"failed: {exc}")
+            raise Refused(503, f"The broker does not answer: {exc}", {"Retry-After": "1"}) from exc
+        await audit(request, action, target, "done")
+        return done
+
+    async def breaker(_: Request) -> Response:
+        return json_response(_breaker_view(guard, settings))
+
+    async def breaker_open(request: Request) -> Response:
+        body: Open = body_as(Open, await acting(request, token))
+        try:
+            for_s = None if body.for_ is None else duration_s(body.for_)
+        except ValueError as exc:
+            raise Refused(422, f"for: {exc}") from exc
+        await act(request, "breaker-open", body.for_ or "until further notice", lambda: guard.open(for_s, body.reason))
+        return json_response(_breaker_view(guard, settings))
+
+    async def breaker_close(request: Request) -> Response:
+        body: Close = body_as(Close, await acting(request, token))
+        await act(request, "breaker-close", "", lambda: guard.close(body.reason))
+        return json_response(_breaker_view(guard, settings))
+
+    async def show(what: Any) -> Response:
+        try:
+            return json_response(await what())
+        except (Unavailable, ApiError) as exc:
+            raise Refused(503, f"The broker does not answer: {exc}", {"Retry-After": "1"}) from exc
+
+    async def queue_(_: Request) -> Response:
+        return await show(lambda: queue(broker, drain, email_deadline_s=settings.email_deadline_s))
+
+    async def ledger_(_: Request) -> Response:
+        return await show(lambda: ledger(broker))
+
+    async def dead_letters(request: Request) -> Response:
+        query = request.query_params
+        asked = {k: v for k, v in query.items() if k in ("state", "reason", "event_id")}
+        chosen: Filter = body_as(Filter, asked | ({"code": _number(query["code"], 999)} if "code" in query else {}))
+        limit = _number(query.get("limit", "100"), _PAGE_MAX)
+        after = _number(query.get("cursor", "0"), 10**18)
+
+        async def page() -> dict[str, Any]:
+            found = await letters.page(chosen, after=after, limit=limit)
+            cursor = str(found[-1].seq) if len(found) == limit else None
+            return {"dead_letters": [view(letter) for letter in found], "next_cursor": cursor}
+
+        return await show(page)
+
+    async def replay(request: Request) -> Response:
+        body: Replay = body_as(Replay, await acting(request, token))
+        target = body.event_id or msgspec.json.encode(body.chosen).decode()
+        matching: int = await act(request, "replay-count", target, lambda: letters.count(body.chosen))
+        if body.dry_run:
+            return json_response({"dry_run": True, "matching": matching})
+        if matching == 0:
+            raise Refused(404, "No dead letter matches.")
+        if not letters.start(body, matching):
+            raise Refused(409, "A replay is running: see GET /dead-letters/replay.")
+        await audit(request, "replay", target, f"started for {matching}")
+        return json_response(letters.progress, 202, {"Location": "/dead-letters/replay"})
+
+    async def replay_progress(_: Request) -> Response:
+        return json_response(letters.progress)
+
+    async def replay_stop(request: Request) -> Response:
+        await acting(request, token)
+        stopped = await letters.stop()
+        await audit(request, "replay-stop", "", "done" if stopped else "none was running")
+        return json_response(letters.progress)
+
+    async def audited(_: Request) -> Response:
+        async def newest() -> dict[str, Any]:
+            info = await broker.api(f"STREAM.INFO.{s.AUDIT}")
+            last = info["state"]["last_seq"]
+            rows = [await broker.at(s.AUDIT, seq) for seq in range(last, max(0, last - 100), -1)]
+            return {"audit": [m.AUDIT.decode(row.data) for row in rows if row is not None]}
+
+        return await show(newest)
+
+    return [
+        Route("/circuit-breaker", breaker),
+        Route("/circuit-breaker/open", breaker_open, methods=["POST"]),
+        Route("/circuit-breaker/close", breaker_close, methods=["POST"]),
+        Route("/queue", queue_),
+        Route("/ledger", ledger_),
+        Route("/dead-letters", dead_letters),
+        Route("/dead-letters/replay", replay_progress),
+        Route("/dead-letters/replay", replay, methods=["POST"]),
+        Route("/dead-letters/replay/stop", replay_stop, methods=["POST"]),
+        Route("/audit", audited),
+    ]
+
+
+def _breaker_view(guard: Guard, settings: Settings) -> dict[str, Any]:
+    record = guard.record
+    if record is None:
+        raise Refused(503, "The breaker's record has not been read yet.", {"Retry-After": "1"})
+    ok, failed = guard.memory.counts(guard.now())
+    return {
+        "state": record.state,
+        "epoch": record.epoch,
+        "since": record.since,
+        "reason": record.reason,
+        "surge": record.surge,
+        "next_attempt_at": record.open_until if record.state is c.Breaker.OPEN else None,
+        "until_further_notice": record.state is c.Breaker.OPEN and record.open_until is None,
+        "half_open": {"round": record.round, "permits_issued": record.issued, "probes_ok": record.ok},
+        "counts": {"failures_in_a_row": guard.memory.run, "ok_30s": ok, "failed_30s": failed},
+        "settings": {
+            "failure_threshold": settings.circuit_breaker_failure_threshold,
+            "success_threshold": settings.circuit_breaker_success_threshold,
+            "timeout_s": settings.circuit_breaker_timeout_s,
+            "half_open_requests": settings.circuit_breaker_half_open_requests,
+        },
+        "broker": guard.shown,
+        "transitions": [
+            {"at": r.since, "state": r.state, "epoch": r.epoch, "reason": r.reason} for r in reversed(guard.transitions)
+        ],
+    }
+
+
+def _number(text: str, highest: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) <= highest):
+        raise Refused(422, f"expected a whole number up to {highest}, not {text[:40]!r}")
+    return int(text)

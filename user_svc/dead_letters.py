@@ -1,0 +1,221 @@
+"""Dead letters: what there is, and how it is sent again.
+
+    replay of one = an `again` key of its own name (r<revision of the dead event>), then the dead letter goes
+
+The key is written once however often it is asked for, so a crash in the middle loses nothing and replays nothing
+twice: a replay that was broken off is simply issued again. A letter that is there is open.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+import structlog
+
+from contracts import messages as m
+from contracts import subjects as s
+from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
+from user_svc import metrics
+from user_svc.store import walk
+from user_svc.users import nonce
+
+log = structlog.get_logger()
+
+_WINDOW = 128
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which letters. What is not given does not filter."""
+
+    state: Literal["dead", "expired"] | None = None
+    reason: str | None = None
+    """A part of the reason."""
+    code: int | None = None
+    event_id: str | None = None
+
+    def takes(self, letter: m.DeadLetter) -> bool:
+        """Whether the letter is one of them."""
+        return (
+            self.state in (None, str(letter.state))
+            and (self.reason is None or self.reason in letter.reason)
+            and self.code in (None, letter.code)
+            and self.event_id in (None, letter.event_id)
+        )
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `POST /dead-letters/replay` takes: one event, a filter, or all; never nothing by mistake."""
+
+    event_id: str | None = None
+    filter: Filter | None = None
+    all: bool = False
+    per_second: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 100.0
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.event_id is not None) + (self.filter is not None) + self.all != 1:
+            raise ValueError("give exactly one of event_id, filter and all=true")
+
+    @property
+    def chosen(self) -> Filter:
+        return self.filter or Filter(event_id=self.event_id)
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """A dead letter and its sequence."""
+
+    letter: m.DeadLetter
+    seq: int
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """Of a replay: how many match, how many were asked for again, how many of those had lost their user."""
+
+    running: bool = False
+    matching: int = 0
+    replayed: int = 0
+    users_gone: int = 0
+    per_second: float = 0.0
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    ended: str = ""
+
+
+class DeadLetters:
+    """Reads and replays. One bulk replay at a time in this process; several processes do each other no harm."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._task: asyncio.Task[None] | None = None
+        self.progress = Progress()
+
+    async def page(self, chosen: Filter, *, after: int, limit: int) -> list[Letter]:
+        """Up to `limit` matching letters with sequences above `after`, the oldest first."""
+        found: list[Letter] = []
+        async for letter in self._matching(chosen, after):
+            found.append(letter)
+            if len(found) == limit:
+                break
+        return found
+
+    async def count(self, chosen: Filter) -> int:
+        """How many match."""
+        return sum([1 async for _ in self._matching(chosen, 0)])
+
+    async def _matching(self, chosen: Filter, after: int) -> AsyncIterator[Letter]:
+        async for rows in walk(
+            self._broker.at, self._broker.next, stream=s.DEAD_LETTERS, pattern=">", after=after, window=_WINDOW
+        ):
+            for row in rows:
+                letter = _decoded(row)
+                if letter is not None and chosen.takes(letter):
+                    yield Letter(letter, row.seq)
+
+    async def replay_one(self, found: Letter) -> bool:
+        """Asks for the mail again, then removes the letter. False: the user is gone, so only the letter goes.
+
+        Raises:
+            Unavailable, ApiError: broken off; again is the same.
+        """
+        user_id, revision = s.split_event_id(found.letter.event_id)
+        user = await self._broker.last(s.USERS, s.user_key(user_id))
+        erasing = await self._broker.last(s.USERS, s.erase_key(user_id))
+        alive = user is not None and user.seq <= revision and (erasing is None or erasing.seq < user.seq)
+        if alive:
+            again = m.WelcomeAgain(
+                user_id=user_id,
+                repeats=found.letter.event_id,
+                why=m.Why.REPLAY,
+                nonce=nonce(),
+                asked_at=datetime.now(UTC),
+            )
+            try:
+                await self._broker.store(
+                    s.again_key(user_id, f"r{revision}"), m.WELCOME_AGAIN.encode(again), expect_last=0
+                )
+                metrics.REPLAYED.inc()
+            except Conflict as exc:
+                if exc.in_flight:
+                    raise
+                # asked for already, by a replay that was broken off
+        await self._broker.delete(s.DEAD_LETTERS, found.seq)
+        return alive
+
+    def start(self, replay: Replay, matching: int) -> bool:
+        """Begins a bulk replay in the background; False: one is running."""
+        if self._task is not None and not self._task.done():
+            return False
+        self.progress = Progress(
+            running=True, matching=matching, per_second=replay.per_second, started_at=datetime.now(UTC)
+        )
+        self._task = asyncio.create_task(self._replay(replay, self.progress))
+        return True
+
+    async def stop(self, why: str = "stopped") -> bool:
+        """Ends the bulk replay that is running; False: there is none."""
+        if self._task is None or self._task.done():
+            return False
+        self.progress.ended = why
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        return True
+
+    async def _replay(self, replay: Replay, progress: Progress) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        try:
+            async for found in self._matching(replay.chosen, 0):
+                alive = await self._persist(found)
+                progress.replayed += alive
+                progress.users_gone += not alive
+                due = max(due + 1 / replay.per_second, loop.time() - 1)
+                if due > loop.time():
+                    await asyncio.sleep(due - loop.time())
+            progress.ended = "done"
+        except (Unavailable, ApiError) as exc:
+            progress.ended = f"broken off: {exc}; issue it again"
+            log.warning("dead_letters.replay_broken_off", reason=str(exc), replayed=progress.replayed)
+        finally:
+            progress.running = False
+            progress.ended_at = datetime.now(UTC)
+            log.info("dead_letters.replay_ended", how=progress.ended, replayed=progress.replayed)
+
+    async def _persist(self, found: Letter) -> bool:
+        """A short absence of the broker does not end a long replay."""
+        for attempt in range(5):
+            try:
+                return await self.replay_one(found)
+            except Unavailable:
+                if attempt == 4:
+                    raise
+                await asyncio.sleep(min(5.0, 0.2 * math.pow(3, attempt)))
+        raise AssertionError
+
+
+def view(found: Letter) -> dict[str, Any]:
+    """A letter as it is shown."""
+    letter = found.letter
+    return {
+        "event_id": letter.event_id,
+        "user_id": letter.user_id,
+        "state": letter.state,
+        "reason": letter.reason,
+        "code": letter.code,
+        "attempts": letter.attempts,
+        "at": letter.at,
+        "requested_at": letter.requested_at,
+    }
+
+
+def _decoded(row: Stored) -> m.DeadLetter | None:
+    """None: a quarantined message, which has no id to be replayed by."""
+    if row.subject.startswith("dead_letters.quarantine."):
+        return None
+    try:
+        return m.DEAD_LETTER.decode(row.data)
+    except msgspec.DecodeError:
+        log.error("dead_letters.undecodable", sequence=row.seq)
+        return None
