@@ -78,6 +78,77 @@ check-all:
 [parallel]
 _check-all: lint typecheck test
 
+# Show the circuit breaker: state, reason, what the broker shows
+[group('look')]
+breaker:
+    {{ tasks }} admin user /circuit-breaker
+
+# Show where every event is; a gap means that something is missing
+[group('look')]
+ledger:
+    {{ tasks }} admin user /ledger
+
+# Show the mail queue: depth, age, how long it takes to drain
+[group('look')]
+backlog:
+    {{ tasks }} admin user /queue
+
+# Show the rate limit: tokens, throttling
+[group('look')]
+rate-limit:
+    {{ tasks }} admin email /rate-limit
+
+# List dead letters; the query filters, e.g. `just dead-letters 'state=dead&code=550'`
+[group('look')]
+dead-letters query="":
+    {{ tasks }} admin user "/dead-letters?$1"
+
+# List what operators did
+[group('look')]
+audit:
+    {{ tasks }} admin user /audit
+
+# Stop all mail: open the breaker, until further notice or for a time like 10m
+[group('act')]
+breaker-open for="":
+    {{ tasks }} admin user /circuit-breaker/open '{{ if for == "" { "{}" } else { '{"for": "' + for + '"}' } }}'
+
+# Let mail go on: close the breaker
+[group('act')]
+breaker-close:
+    {{ tasks }} admin user /circuit-breaker/close '{}'
+
+# Simulate a downtime of the mail server, on all replicas
+[group('act')]
+downtime for="30s":
+    {{ tasks }} admin email /downtime '{"for": "{{ for }}"}'
+
+# End the downtime that is on
+[group('act')]
+downtime-end:
+    {{ tasks }} admin email /downtime '{"end": true}'
+
+# Count the dead letters that a replay would send again
+[group('act')]
+replay-count filter="{}":
+    {{ tasks }} admin user /dead-letters/replay '{"filter": {{ filter }}, "dry_run": true}'
+
+# Send dead letters again: all of them, or a filter like '{"code": 550}', so many a second
+[confirm("Send these mails again? `just replay-count` says how many they are. [y/N]")]
+[group('act')]
+replay filter="{}" per_second="100":
+    {{ tasks }} admin user /dead-letters/replay '{"filter": {{ filter }}, "per_second": {{ per_second }}}'
+
+# Show how far the replay is
+[group('act')]
+replay-progress:
+    {{ tasks }} admin user /dead-letters/replay
+
+# Stop the replay that is running
+[group('act')]
+replay-stop:
+    {{ tasks }} admin user /dead-letters/replay/stop '{}'
+
 # Report all streams: messages, bytes, consumers (nats CLI)
 [group('look')]
 streams:

@@ -31,17 +31,29 @@ def port(variable: str, default: int) -> str:
 def create_user(email: str = "", name: str = "Ada Lovelace") -> int:
     """Register somebody and print the answer; without an address a fresh one is made up."""
     email = email or f"ada.{secrets.token_hex(4)}@example.com"
-    url = f"http://{HOST}:{port('HTTP_PORT', 8080)}/v1/users"
-    body = json.dumps({"email": email, "name": name}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    return _call("API", port("HTTP_PORT", 8080), "/v1/users", {"email": email, "name": name})
+
+
+def admin(service: str, path: str, body: str = "") -> int:
+    """Ask an admin listener, or act there with a JSON body, and print the answer."""
+    variable, default = {"user": ("USER_METRICS_PORT", 9101), "email": ("EMAIL_METRICS_PORT", 9102)}[service]
+    return _call(f"{service}_svc", port(variable, default), path, json.loads(body) if body else None)
+
+
+def _call(what: str, port: str, path: str, body: object = None) -> int:
+    url = f"http://{HOST}:{port}{path}"
+    headers = {"Content-Type": "application/json"}
+    if token := os.environ.get("ADMIN_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310  an http URL of ours
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  an http URL of ours
             print(f"{answer.status} {answer.reason}\n{_readable(answer.read())}")
     except urllib.error.HTTPError as exc:
         print(f"{exc.code} {exc.reason}\n{_readable(exc.read())}")
         return 1
     except OSError as exc:
-        return complain(f"no API at {url} ({getattr(exc, 'reason', exc)}). Is it running? `just up` starts it.")
+        return complain(f"no {what} at {url} ({getattr(exc, 'reason', exc)}). Is it running? `just up` starts it.")
     return 0
 
 
@@ -128,6 +140,7 @@ def complain(text: str) -> int:
 
 TASKS: dict[str, Callable[..., int]] = {
     "create-user": create_user,
+    "admin": admin,
     "health-check": health_check,
     "nats": nats,
     "clean": clean,
