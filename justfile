@@ -189,3 +189,23 @@ versions:
 [group('care')]
 clean:
     {{ tasks }} clean
+
+# Start the broker alone, on the local run's data: for `just backup` and `just restore` without the services
+[group('move')]
+broker:
+    NATS_STORE_DIR='".mailflow/nats"' exec uv run nats-server -c deploy/nats.conf
+
+# Save all that the broker at NATS_URL keeps into a new directory, while everything runs
+[group('move')]
+backup dir:
+    uv run python deploy/local/backup.py save "$@"
+
+# Bring a backup back into the broker at NATS_URL, services stopped; `just restore DIR replace` deletes what is there
+[group('move')]
+restore dir *replace:
+    uv run python deploy/local/backup.py restore "$@"
+
+# Move from one broker to a cluster by way of a directory, services stopped; STREAM_REPLICAS says how many copies
+[group('move')]
+move-to-cluster from_url to_url dir:
+    STREAM_REPLICAS="${STREAM_REPLICAS:-3}" uv run python deploy/local/backup.py move "$@"

@@ -73,8 +73,10 @@ class Path:
         self._successes = 0
         self._asking = asyncio.Lock()
         self._asked_at = -1e9
+        self._sent_at = -1e9
+        """When the last try of an ask was sent."""
         self.changed = asyncio.Event()
-        """Set at each news of the record; whoever waits clears it."""
+        """Set at a new epoch, and when leave is lost or found; whoever waits clears it."""
 
     # --- what is known ---------------------------------------------------------------------------------------------
 
@@ -118,7 +120,7 @@ class Path:
         if before is None or before.epoch != record.epoch:
             self._successes = 0  # of another epoch: not for this one
             log.info("path.state", state=record.state, epoch=record.epoch, reason=record.reason)
-        self.changed.set()
+            self.changed.set()  # not for each permit of another: all who wait would ask at each write
 
     def _end_alone(self) -> None:
         self._silent_s = 0.0
@@ -131,15 +133,17 @@ class Path:
         """Keeps the reading fresh and flushes reports, for ever."""
         await self._broker.client.subscribe(s.changed(s.BREAKER_KEY), cb=self._heard)
         while True:
+            began = time.monotonic()
             await self._read()
             await self._flush()
             await self._sample_clock()
-            await asyncio.sleep(_READ_EVERY_S * random.uniform(0.8, 1.0))
+            # What the calls took is part of the second: with a slow broker the reading would be stale half of the time.
+            await asyncio.sleep(max(0.05, _READ_EVERY_S * random.uniform(0.8, 1.0) - (time.monotonic() - began)))
 
     async def _sample_clock(self) -> None:
         sent = time.monotonic()
         with contextlib.suppress(Unavailable, ApiError):
-            info = await self._broker.api(f"STREAM.INFO.{s.CONTROL}")
+            info = await self._broker.api(f"STREAM.INFO.{s.CONTROL}", timeout_s=1.0)
             self._clock.sample(msgspec.convert(info["ts"], datetime), sent=sent, received=time.monotonic())
 
     async def _heard(self, raw: Msg) -> None:
@@ -168,8 +172,8 @@ class Path:
         if self._alone and time.monotonic() - self._asked_at < _ALONE_ASK_EVERY_S:
             return self._when_silent()
         async with self._asking:
-            self._asked_at = time.monotonic()
-            answer = await self._ask()
+            self._asked_at, nonce = time.monotonic(), self._nonce
+            answer = await self._ask(nonce)
         if answer is None:
             return self._when_silent()
         self._doubt = False
@@ -180,19 +184,20 @@ class Path:
                 await self._read()
                 return 0.0 if self._fresh else 0.1  # free from here on, or once the record can be read
             case "go":
-                return Leave(kind="permit", epoch=answer.record.epoch, nonce=self._nonce, given_at=time.monotonic())
+                # As old as its ask: an answer may have waited for a process that was frozen.
+                return Leave(kind="permit", epoch=answer.record.epoch, nonce=nonce, given_at=self._sent_at)
             case "again":
                 return 0.0
             case "old":
-                self._nonce += 1
+                self._nonce = max(self._nonce, nonce + 1)
                 return 0.05
             case "wait":
                 return answer.wait_s
 
-    async def _ask(self) -> c.Answer | None:
-        ask = c.ASKED.encode(c.Ask(worker=self._worker, nonce=self._nonce, epoch=self.epoch, lapse_s=self._lapse_s))
+    async def _ask(self, nonce: int) -> c.Answer | None:
+        ask = c.ASKED.encode(c.Ask(worker=self._worker, nonce=nonce, epoch=self.epoch, lapse_s=self._lapse_s))
         for attempt in range(1 if self._alone else _ASK_TRIES):
-            began = time.monotonic()
+            began = self._sent_at = time.monotonic()
             try:
                 subject = s.ASK if attempt == 0 and not self._alone else s.ASK_ALL
                 raw = await self._broker.request(subject, ask, timeout_s=_ASK_TIMEOUT_S)
@@ -201,7 +206,8 @@ class Path:
                 # "Nobody there" comes at once and counts as a whole second, like an answer that does not come.
                 if (rest_s := _ASK_TIMEOUT_S - (time.monotonic() - began)) > 0:
                     await asyncio.sleep(rest_s)
-                self._silent_s += time.monotonic() - began
+                if self._fresh:  # else it is the broker that is silent, which says nothing of user_svc
+                    self._silent_s += time.monotonic() - began
         return None
 
     def _when_silent(self) -> Leave | float:
@@ -233,36 +239,38 @@ class Path:
             return self.free and self.epoch == leave.epoch
         if leave.kind == "alone":
             return self._alone and self.epoch == leave.epoch and self._fresh and self._allowed_alone()
-        young = time.monotonic() - leave.given_at <= _PERMIT_FRESH_S
-        if young and self.epoch == leave.epoch:
+        if self.epoch != leave.epoch:
+            return False  # to ask would take a permit of the new epoch, and nobody would use it
+        if _young(leave):
             return True
         again = await self.ask()
-        return isinstance(again, Leave) and (again.kind, again.epoch, again.nonce) == (
-            "permit",
-            leave.epoch,
-            leave.nonce,
-        )
+        if not isinstance(again, Leave) or (again.kind, again.nonce) != (leave.kind, leave.nonce):
+            return False
+        return _young(again) and again.epoch == leave.epoch == self.epoch
 
     # --- telling ---------------------------------------------------------------------------------------------------
 
     def begun(self, leave: Leave) -> None:
         """An attempt begins under this leave: the next ask is for another one."""
         if leave.kind == "permit":
-            self._nonce = leave.nonce + 1
+            self._nonce = max(self._nonce, leave.nonce + 1)
 
     async def attempted(self, leave: Leave, *, works: bool, event_id: str, verdict: str) -> None:
         """What an attempt without a permit found. `works`: the path does, whatever became of the mail."""
-        if works and verdict != "policy":
-            self._successes += 1
+        of_now = leave.epoch == self.epoch
+        if works:
             self._alone_failures = 0
-            return
-        if not works:
+            if verdict != "policy":
+                self._successes += of_now
+                return
+        else:
             self._doubt = True
             self._alone_failures += 1
             self.changed.set()
-        # Successes first: a failure never overtakes those before it.
+        # Successes first: a failure never overtakes those before it. But they do not leave with one of another epoch.
         blame = c.Blame(event_id=event_id, verdict=verdict)
-        await self._report(c.Report(epoch=leave.epoch, successes=self._take_successes(), blame=blame))
+        successes = self._take_successes() if of_now else 0
+        await self._report(c.Report(epoch=leave.epoch, successes=successes, blame=blame))
 
     async def probed(self, leave: Leave, *, works: bool | None, verdict: str) -> None:
         """What came of a permit; None: no attempt was made, or it says nothing, and the permit goes back."""
@@ -323,3 +331,7 @@ class Path:
     def alone_delay_s(self) -> float:
         """Between two attempts alone: 100 ms to 30 s, reset by a success."""
         return backoff_s(self._alone_failures, 0.5 + random.random() / 2) if self._alone_failures else 0.0
+
+
+def _young(leave: Leave) -> bool:
+    return time.monotonic() - leave.given_at <= _PERMIT_FRESH_S

@@ -70,13 +70,15 @@ class Memory:
         self.run = 0
         """Path failures in a row."""
         self._window: deque[tuple[datetime, int, int]] = deque()
+        self._ok = self._failed = 0
+        """In the window."""
         self._blamed: dict[str, datetime] = {}
         self._verdicts: deque[str] = deque(maxlen=SURGE_OF)
 
     def counts(self, now: datetime) -> tuple[int, int]:
         """(successes, failures) of the last 30 s."""
         self._forget(now)
-        return sum(ok for _, ok, _ in self._window), sum(failed for _, _, failed in self._window)
+        return self._ok, self._failed
 
     def hear(self, record: BreakerRecord, report: Report, now: datetime, rules: Rules) -> Opening | None:
         """Counts a report; the reason to open, if there is one now. Reports of another epoch or state are ignored."""
@@ -91,7 +93,7 @@ class Memory:
         successes = report.successes + refused
         if successes:
             self.run = 0
-            self._window.append((now, successes, 0))
+            self._count(now, successes, 0)
         self._verdicts.extend([""] * min(report.successes, SURGE_OF))
         if blame is None:
             return None
@@ -108,7 +110,7 @@ class Memory:
         if blame.event_id in self._blamed:
             return None  # one mail must not pass for a sick path
         self._blamed[blame.event_id] = now
-        self._window.append((now, 0, 1))
+        self._count(now, 0, 1)
         self.run += 1
         ok, failed = self.counts(now)
         if self.run >= rules.failure_threshold:
@@ -118,12 +120,19 @@ class Memory:
             return Opening(reason=reason, for_s=rules.open_s)
         return None
 
+    def _count(self, now: datetime, ok: int, failed: int) -> None:
+        self._window.append((now, ok, failed))
+        self._ok += ok
+        self._failed += failed
+
     def _forget(self, now: datetime) -> None:
         oldest = now - timedelta(seconds=WINDOW_S)
         while self._window and self._window[0][0] < oldest:
-            self._window.popleft()
-        if self._blamed:
-            self._blamed = {event: at for event, at in self._blamed.items() if at >= oldest}
+            _, ok, failed = self._window.popleft()
+            self._ok -= ok
+            self._failed -= failed
+        while self._blamed and next(iter(self._blamed.values())) < oldest:  # in the order of time
+            del self._blamed[next(iter(self._blamed))]
 
 
 def first(now: datetime, rules: Rules) -> BreakerRecord:
@@ -134,7 +143,7 @@ def first(now: datetime, rules: Rules) -> BreakerRecord:
 def opened(
     record: BreakerRecord, now: datetime, rules: Rules, *, reason: str, for_s: float | None, surge: bool = False
 ) -> BreakerRecord:
-    """Open, from any state. `for_s` None: until further notice."""
+    """Open, from any state. `for_s` None: until further notice. A surge goes on until the breaker closes."""
     return BreakerRecord(
         state=Breaker.OPEN,
         epoch=record.epoch + 1,
@@ -142,7 +151,7 @@ def opened(
         open_until=None if for_s is None else now + timedelta(seconds=for_s),
         open_s=rules.open_s,
         reason=reason,
-        surge=surge,
+        surge=surge or record.surge,
     )
 
 
@@ -220,7 +229,7 @@ def resulted(record: BreakerRecord, result: Result, now: datetime, rules: Rules)
             if permit.round != record.round:
                 return None
             for_s = CONFIGURATION_OPEN_S if result.verdict == CONFIGURATION else rules.open_s
-            return opened(record, now, rules, reason="a probe failed", for_s=for_s, surge=record.surge)
+            return opened(record, now, rules, reason="a probe failed", for_s=for_s)
         case "unused":
             if permit.state == "back":
                 return None

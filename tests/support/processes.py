@@ -207,6 +207,12 @@ class System:
         self.email = Service("email_svc", folder, self.env)
         self.more: list[Process] = []
 
+    def set_env(self, **env: str) -> None:
+        """Changes the environment of all services that are started from now on."""
+        self.env |= env
+        for service in (self.user, self.email, *self.more):
+            service.env |= env
+
     def another(self, module: str) -> Service:
         """One more replica, not started."""
         replica = Service(module, self.folder, self.env, name=f"{module}-{len(self.more) + 2}")

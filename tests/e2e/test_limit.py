@@ -1,0 +1,136 @@
+"""The rate limit of the whole fleet: four replicas, kills, and one whose host clock is an hour off."""
+
+import asyncio
+import random
+import shutil
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import httpx
+import pytest
+
+from tests.e2e.test_way_of_a_mail import register
+from tests.support.processes import System
+from tests.support.smtp_server import SmtpServer
+from tests.support.waiting import eventually
+
+RPM, BURST = 1200, 10
+RATE = RPM / 60
+
+
+def most_within(times: list[float], window_s: float) -> int:
+    """The most events in any window of that length."""
+    times, most, first = sorted(times), 0, 0
+    for last, at in enumerate(times):
+        while at - times[first] > window_s:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def bucket_law(burst: int) -> Callable[[list[float]], None]:
+    def check(times: list[float]) -> None:
+        for window_s in (0.05, 0.2, 0.5, 1, 2, 5, 10):
+            allowed = RATE * (window_s + 0.1) + burst
+            assert most_within(times, window_s) <= allowed, f"{most_within(times, window_s)} in {window_s} s"
+
+    return check
+
+
+def window_law(times: list[float]) -> None:
+    assert most_within(times, 60.0) <= RPM
+
+
+LAWS = {
+    "token_bucket": bucket_law(BURST),
+    "leaky_bucket": bucket_law(1),
+    "fixed_window": lambda times: None,
+    "sliding_window": window_law,
+}
+
+
+@pytest.mark.parametrize("algorithm", ["token_bucket", "leaky_bucket"])
+async def test_fleet_holds_the_law_through_kills(system: System, smtp: SmtpServer, algorithm: str) -> None:
+    """No window has more MAIL commands than the law allows, with four replicas, kills, and a clock an hour off."""
+    faketime = shutil.which("faketime")
+    if faketime is None:
+        pytest.skip("faketime is not installed: apt-get install faketime")
+    system.set_env(RATE_LIMIT_RPM=str(RPM), RATE_LIMIT_BURST=str(BURST), RATE_LIMIT_ALGORITHM=algorithm)
+    replicas = [system.email, *(system.another("email_svc") for _ in range(3))]
+    replicas[3].command = [faketime, "-f", "+1h", *replicas[3].command]
+    replicas[3].env["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
+    await system.start()
+    for replica in replicas[1:]:
+        replica.start()
+        await replica.ready(40)
+    rng, mails = random.Random(7), 300
+    async with httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
+        await asyncio.gather(*(register(client, n) for n in range(mails)))
+        for victim in rng.sample(replicas[:3], 2):
+            seen = len(smtp.mails_begun)
+            await eventually(lambda seen=seen: len(smtp.mails_begun) > seen + 20, within_s=40)
+            victim.kill()
+            victim.start()
+        await eventually(lambda: len({t.rcpt for t in smtp.accepted}) == mails, within_s=90)
+    LAWS[algorithm](smtp.mails_begun)
+
+
+async def test_token_bucket_uses_its_limit_and_its_burst(system: System, smtp: SmtpServer) -> None:
+    """Under backlog at least 95 % of the limit is used; a full burst goes out at once after idling."""
+    system.set_env(RATE_LIMIT_RPM=str(RPM), RATE_LIMIT_BURST=str(BURST))
+    await system.start()
+    async with httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
+        await asyncio.gather(*(register(client, n) for n in range(250)))
+        await eventually(lambda: len(smtp.accepted) == 250, within_s=60)
+        begun = sorted(smtp.mails_begun)
+        steady = [t for t in begun if t > begun[0] + 2.0]
+        assert (len(steady) - 1) / (steady[-1] - steady[0]) >= 0.95 * RATE
+        bucket_law(BURST)(begun)
+        shown = (await client.get(f"{system.email.admin}/rate-limit")).json()
+        assert (shown["algorithm"], shown["burst"]) == ("token_bucket", BURST)
+
+        async def full() -> bool:
+            return (await client.get(f"{system.email.admin}/rate-limit")).json()["tokens"] == BURST
+
+        await eventually(full)
+        first = len(smtp.mails_begun)
+        await asyncio.gather(*(register(client, 1000 + n) for n in range(BURST)))
+        await eventually(lambda: len(smtp.mails_begun) == first + BURST)
+        burst = smtp.mails_begun[first:]
+        assert max(b - a for a, b in pairwise(burst)) < 1 / RATE * 5, "the burst was not at once"
+
+
+async def test_windows_stop_at_their_limit(system: System, smtp: SmtpServer) -> None:
+    """Sliding window and per-day limit: so many and not one more."""
+    system.set_env(RATE_LIMIT_RPM="30", RATE_LIMIT_ALGORITHM="sliding_window", RATE_LIMIT_PER_DAY="20")
+    await system.start()
+    async with httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
+        for n in range(25):
+            await register(client, n)
+        await eventually(lambda: len(smtp.accepted) == 20, within_s=20)
+        since = time.monotonic()
+
+        async def waited() -> bool:
+            shown = (await client.get(f"{system.email.admin}/rate-limit")).json()
+            return bool(shown["tokens"] == 0 and shown["left_today"] == 0 and time.monotonic() - since > 3)
+
+        await eventually(waited)
+        assert len(smtp.mails_begun) == 20
+
+
+async def test_throttling_slows_the_fleet(system: System, smtp: SmtpServer) -> None:
+    """454 Throttling: no budget is spent, the rate falls, and it recovers."""
+    from tests.support.smtp_server import Reply
+
+    system.set_env(RATE_LIMIT_RPM=str(RPM), RATE_LIMIT_BURST=str(BURST))
+    smtp.on("mail", Reply(454, "4.7.0 Throttling failure: Maximum sending rate exceeded."), times=3)
+    await system.start()
+    async with httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
+        users = [(await register(client, n)).json()["id"] for n in range(20)]
+        await eventually(lambda: len(smtp.accepted) == 20, within_s=30)
+        shown = (await client.get(f"{system.email.admin}/rate-limit")).json()
+        assert shown["throttled_to"] < 1
+        for user in users:
+            mail = (await client.get(f"/v1/users/{user}/welcome-email")).json()
+            assert {a["verdict"] for a in mail["attempts"]} <= {"sent"}
