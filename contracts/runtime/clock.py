@@ -18,6 +18,8 @@ from datetime import UTC, datetime, timedelta
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DRIFT = 0.0005
 """Seconds a second: what NTP may slew a clock by."""
+_ROUNDING_S = 2e-6
+"""A datetime has whole microseconds, and a float of today's seconds a quarter of one."""
 
 
 class BrokerClock:
@@ -36,8 +38,8 @@ class BrokerClock:
     def sample(self, ts: datetime, *, sent: float | None, received: float) -> None:
         """The broker showed `ts` after `sent` (None: not known) and before `received`, monotonic seconds."""
         at = (ts - _EPOCH).total_seconds()
-        low = at - received
-        high = math.inf if sent is None else at - sent
+        low = at - received - _ROUNDING_S
+        high = math.inf if sent is None else at - sent + _ROUNDING_S
         known_low, known_high = self._bracket(received)
         if low > known_high or high < known_low:
             self._low, self._high = low, high

@@ -15,6 +15,7 @@ within a second are given. What is taken and not used is forfeited: a crash neve
 Source: ATM Forum TM 4.0 (GCRA); the rest is counting.
 """
 
+import math
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -74,32 +75,44 @@ class Policy(Protocol[S]):
 
 
 class TokenBucket(msgspec.Struct, frozen=True):
-    """`rate_per_s` mails a second on average, `burst` at once after idling."""
+    """`rate_per_s` mails a second on average, `burst` at once after idling; throttled to `factor` of the rate.
+
+    The factor lengthens the interval alone. Were the tolerance to grow with it, a bucket that is used up would have
+    tokens again by being throttled; so a throttled one has a smaller burst.
+    """
 
     rate_per_s: float
     burst: int
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.rate_per_s > 0:
+        if not 0 < self.rate_per_s < math.inf:
             raise ValueError(f"rate_per_s={self.rate_per_s}: expected above 0")
         if self.burst < 1:
             raise ValueError(f"burst={self.burst}: expected 1 or more")
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"factor={self.factor}: expected above 0, and 1 at most")
 
     @property
     def interval_s(self) -> float:
-        return 1.0 / self.rate_per_s
+        return _exact(1 / self.rate_per_s / self.factor)
+
+    @property
+    def tolerance_s(self) -> float:
+        """How far the theoretical arrival time may be ahead."""
+        return (self.burst - 1) * _exact(1 / self.rate_per_s)
 
     def unused(self, now: float) -> Gcra:
         return Gcra(now)
 
     def used_up(self, now: float) -> Gcra:
-        return Gcra(now + self.burst * self.interval_s)
+        return Gcra(now + self.tolerance_s + self.interval_s)
 
     def take(self, state: Gcra, now: float, n: int) -> tuple[Gcra, list[Token]]:
         tokens: list[Token] = []
         tat = max(now, state.tat)
         while len(tokens) < n:
-            due = max(now, tat - (self.burst - 1) * self.interval_s)
+            due = max(now, tat - self.tolerance_s)
             if due > now + HORIZON_S:
                 break
             tat += self.interval_s
@@ -107,10 +120,15 @@ class TokenBucket(msgspec.Struct, frozen=True):
         return (Gcra(tat) if tokens else state), tokens
 
     def available(self, state: Gcra, now: float) -> tuple[int, float]:
-        tat = max(now, state.tat)
-        spare_s = now - (tat - self.burst * self.interval_s)
-        tokens = max(0, int(spare_s / self.interval_s + 1e-6))
-        return tokens, max(now, tat - (self.burst - 1) * self.interval_s)
+        ahead_s = max(now, state.tat) - self.tolerance_s - now
+        if ahead_s > 0:
+            return 0, now + ahead_s
+        return int(-ahead_s // self.interval_s) + 1, now
+
+
+def _exact(seconds: float) -> float:
+    """Not less, in steps of 2^-20 s, about a microsecond: a time of today takes it up exactly, so nothing adds up."""
+    return math.ceil(seconds * 2**20) / 2**20
 
 
 class FixedWindow(msgspec.Struct, frozen=True):
@@ -189,14 +207,10 @@ class SlidingWindow(msgspec.Struct, frozen=True):
     def available(self, state: Slots, now: float) -> tuple[int, float]:
         newest, counts = self._at(state, now)
         spare = max(0, self.limit - sum(counts))
-        if newest * self.slot_s > now:
-            return 0, newest * self.slot_s
-        if spare:
+        if spare and newest * self.slot_s <= now:
             return spare, now
-        for _ in range(1, len(counts) + 1):
+        while sum(counts) >= self.limit:
             newest, counts = newest + 1, [*counts, 0][-self.slots - 1 :]
-            if sum(counts) < self.limit:
-                break
         return 0, newest * self.slot_s
 
     def _at(self, state: Slots, now: float) -> tuple[int, list[int]]:
@@ -213,13 +227,14 @@ def policy(algorithm: Algorithm, rpm: float, burst: int, factor: float = 1.0) ->
     Raises:
         ValueError: names value and bound.
     """
-    if algorithm in ("fixed_window", "sliding_window") and rpm < 1:
-        raise ValueError(f"rpm={rpm}: expected 1 or more with {algorithm}")
+    least = 1 if algorithm in ("fixed_window", "sliding_window") else 0
+    if not least <= rpm < math.inf or rpm == 0:
+        raise ValueError(f"rpm={rpm}: expected {'1 or more' if least else 'above 0'} with {algorithm}")
     match algorithm:
         case "token_bucket":
-            return TokenBucket(rpm / 60 * factor, burst)
+            return TokenBucket(rpm / 60, burst, factor)
         case "leaky_bucket":
-            return TokenBucket(rpm / 60 * factor, 1)
+            return TokenBucket(rpm / 60, 1, factor)
         case "fixed_window":
             return FixedWindow(max(1, int(rpm * factor)))
         case "sliding_window":
