@@ -58,6 +58,7 @@ _CHUNK = 256 * 1024
 _SILENT_S = 20.0
 _API_S = 30.0
 _TRIES = 4
+_OPENS_S = 4.0
 _LIVE_S = 2.5
 _CURRENT_S = 120.0
 _WINDOW = 128
@@ -255,20 +256,29 @@ async def _restore_stream(broker: Broker, saved: Saved, folder: Path, *, replica
     opened = await broker.api(f"STREAM.RESTORE.{saved.name}", wanted, timeout_s=_API_S)
     with (folder / "stream.tar.s2").open("rb") as file:
         while chunk := file.read(_CHUNK):
-            answer = await broker.request(opened["deliver_subject"], chunk, timeout_s=_API_S)
-            _raise_refused(answer.data)
-    end = await broker.request(opened["deliver_subject"], b"", timeout_s=10 * _API_S)
-    _raise_refused(end.data)
-    info: dict[str, Any] = msgspec.json.decode(end.data)
+            await _hand_over(broker, opened["deliver_subject"], chunk, _API_S)
+    answer = await _hand_over(broker, opened["deliver_subject"], b"", 10 * _API_S)
+    info: dict[str, Any] = msgspec.json.decode(answer)
     if info["state"]["last_seq"] < saved.last_seq:
         raise ApiError(0, f"{saved.name} ends at {info['state']['last_seq']}, {saved.last_seq} was saved")
     return info
 
 
-def _raise_refused(data: bytes) -> None:
-    error = msgspec.json.decode(data).get("error") if data else None
-    if error is not None:
-        raise ApiError(error.get("err_code", 0), error.get("description", "refused"))
+async def _hand_over(broker: Broker, subject: str, piece: bytes, timeout_s: float) -> bytes:
+    """One piece, and the broker's answer to it. In a cluster the way to who takes it may open a moment later."""
+    end = time.monotonic() + _OPENS_S
+    while True:
+        try:
+            answer = (await broker.request(subject, piece, timeout_s=timeout_s)).data
+        except Unavailable as exc:
+            if exc.sent or time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.05)
+            continue
+        error = msgspec.json.decode(answer).get("error") if answer else None
+        if error is not None:
+            raise ApiError(error.get("err_code", 0), error.get("description", "refused"))
+        return answer
 
 
 async def _current(broker: Broker) -> None:
