@@ -157,7 +157,7 @@ class Composer:
                     _END,
                 )
             )
-        except (ValueError, OverflowError, jinja2.TemplateError) as exc:
+        except Exception as exc:  # a template is the operator's code and may raise anything
             raise UnusableMail(f"the mail cannot be built: {type(exc).__name__}") from exc
         check(content, recipient)
         return Mail(recipient=recipient, message_id=message_id, content=content)

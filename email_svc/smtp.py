@@ -94,7 +94,7 @@ def parse_smtp_url(url: str) -> SmtpEndpoint:
     """
     shown = _without_password(url)
     try:
-        parts, options = urlsplit(url), parse_qs(urlsplit(url).query, keep_blank_values=True, strict_parsing=False)
+        parts, options = urlsplit(url), parse_qs(urlsplit(url).query, keep_blank_values=True)
         port = parts.port
     except ValueError:
         raise ValueError(f"SMTP_URL={shown}: {_ALLOWED}") from None
@@ -111,6 +111,7 @@ def parse_smtp_url(url: str) -> SmtpEndpoint:
         and not parts.fragment
         and not options
         and len(ca) == 1
+        and ca[0] != ""
     )
     if not legal:
         raise ValueError(f"SMTP_URL={shown}: {_ALLOWED}")
@@ -187,7 +188,7 @@ class SmtpConnection:
     async def reset(self) -> bool:
         """Whether it is ready for the next mail. After a refused one a 250 to RSET says so, and nothing else does."""
         if self.clean and self._needs_reset:
-            self._needs_reset = await self._ended(self._rset()) is not None
+            self._needs_reset = await self._ended(self._resetting()) is not None
         return self.clean and not self._needs_reset
 
     def abort(self) -> None:
@@ -221,11 +222,10 @@ class SmtpConnection:
             return SmtpResult(phase=Phase.DATA, fault=Fault.LEASE_LOST)
         # One write, not drained: a mail is some 4 KB, and a reply that came while draining would be dropped as unasked
         # for. read_response() is armed before it first suspends, so no reply can slip in between either.
-        self._wire.write(content)
+        self._wire.write(content)  # raises only before it has written anything
         self.phase = Phase.DOT
         async with asyncio.timeout(self._after_dot_timeout_s):
-            reply = await self._wire.read_response()
-        self._judge(reply, expected=2)
+            reply = _expected(await self._wire.read_response(), 2)
         return SmtpResult(phase=Phase.DOT, code=reply.code, text=_text(reply.message))
 
     async def _opening(
@@ -251,6 +251,9 @@ class SmtpConnection:
             await self._login(endpoint.username, endpoint.password, parse_esmtp_extensions(hello.message)[1])
         return None
 
+    async def _resetting(self) -> None:
+        await self._ask(Phase.MAIL, b"RSET")
+
     async def _login(self, username: str, password: str, methods: list[str]) -> None:
         """PLAIN, or LOGIN where only that is offered. Where neither is, the refusal of PLAIN is the reply to report."""
         if "login" in methods and "plain" not in methods:
@@ -260,9 +263,6 @@ class SmtpConnection:
             await self._ask(Phase.AUTH, secret)
         else:
             await self._ask(Phase.AUTH, b"AUTH", b"PLAIN", auth_plain_encode(username, password))
-
-    async def _rset(self) -> None:
-        await self._ask(Phase.MAIL, b"RSET")
 
     async def _ask(self, phase: Phase, *command: bytes, expected: int = 2) -> SMTPResponse:
         """Send a command (none: only listen) and wait for its reply, whose first digit is to be the expected one.
@@ -277,12 +277,7 @@ class SmtpConnection:
             else:
                 self._refuse_stray()
                 reply = await self._wire.execute_command(*command)
-        self._judge(reply, expected)
-        return reply
-
-    def _judge(self, reply: SMTPResponse, expected: int) -> None:
-        if reply.code // 100 != expected:
-            raise SMTPResponseException(reply.code, reply.message)
+        return _expected(reply, expected)
 
     def _refuse_stray(self) -> None:
         """Once a server has said more than it was asked, no later reply can be told from the surplus."""
@@ -298,10 +293,8 @@ class SmtpConnection:
             if 400 <= exc.code <= 599:
                 result = SmtpResult(phase=self.phase, code=exc.code, text=_text(exc.message))
             else:
-                text = (
-                    exc.message if exc.code == -1 else f"{exc.code} {exc.message}"
-                )  # -1: aiosmtplib could not read it
-                result = SmtpResult(phase=self.phase, fault=Fault.GARBLED, text=_text(text))
+                code = "" if exc.code == -1 else f"{exc.code} "  # -1: aiosmtplib could not read one
+                result = SmtpResult(phase=self.phase, fault=Fault.GARBLED, text=_text(code + exc.message))
             if result.code in (None, 421):
                 self.abort()
             self._needs_reset = True
@@ -486,6 +479,12 @@ def _fault(exc: Exception) -> Fault:
             return Fault.DISCONNECTED
         case _:  # refused by the host or, as unreachable, by the net; several addresses come as a plain OSError
             return Fault.REFUSED
+
+
+def _expected(reply: SMTPResponse, first_digit: int) -> SMTPResponse:
+    if reply.code // 100 != first_digit:
+        raise SMTPResponseException(reply.code, reply.message)
+    return reply
 
 
 def _text(words: str) -> str:

@@ -3,9 +3,9 @@
     SMTP :1025 ─► Mailbox (newest 1,000 mails, 256 MB at most) ─► JSON in Mailpit's shape, page, events :8025
 
 A mail is only stored when it arrives; it is parsed (mail.py) when somebody looks at it, and in a thread, so neither
-side waits for the other. The event stream says "something changed", not what: the page then asks for the list, so a reconnect
-cannot miss anything. Mail content is hostile: it leaves here as JSON or plain text, and its HTML part only under a
-policy of its own that runs nothing and loads nothing.
+side waits for the other. The event stream says "something changed", not what: the page then asks for the list, so a
+reconnect cannot miss anything. Mail content is hostile: it leaves here as JSON or plain text, and its HTML part only
+under a policy of its own that runs nothing and loads nothing.
 
 Deliberately not here: no storage (a development inbox may forget), no TLS, no login, no address but loopback.
 Source: the JSON is that of Mailpit, https://mailpit.axllent.org/docs/api-v1/ (the parts of it that are here).

@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import random
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiosmtplib.protocol import SMTPProtocol
 
 from email_svc.decision import Fault, Phase, SmtpResult
 from email_svc.message import Mail
 from email_svc.smtp import SmtpConnection, SmtpEndpoint, SmtpPool
-from tests.support.smtp_server import Drop, Late, Raw, Reply, Reset, Silence, SmtpServer, make_certificate, until
+from tests.support.smtp_server import Drop, Late, Raw, Reply, Reset, Silence, SmtpServer, make_certificate
+from tests.support.waiting import eventually
 
 SENDER = "welcome@mailflow.local"
 PHASES = {
@@ -93,7 +96,7 @@ async def test_a_mail_arrives_as_it_was_composed(server: SmtpServer) -> None:
     assert (got.mail_from, got.rcpts) == (SENDER, ["ada@example.org"])
     assert got.content == mail_to("ada@example.org").content
     assert got.message_id == "<ada.1@mailflow.local>"
-    await until(lambda: server.connections[0].verbs == ["EHLO", "MAIL", "RCPT", "DATA", "QUIT"])
+    await eventually(lambda: server.connections[0].verbs == ["EHLO", "MAIL", "RCPT", "DATA", "QUIT"])
 
 
 async def test_lines_that_begin_with_a_dot_arrive_so(server: SmtpServer) -> None:
@@ -139,7 +142,7 @@ async def test_no_reply_is_a_fault_in_its_phase_and_the_connection_is_gone(
     server: SmtpServer, phase: Any, action: Any, fault: Fault
 ) -> None:
     server.on(phase, action)
-    patience = {"timeout_s": 0.15, "after_dot_timeout_s": 0.15} if fault is Fault.TIMEOUT else {}
+    patience: dict[str, Any] = {"timeout_s": 0.15, "after_dot_timeout_s": 0.15} if fault is Fault.TIMEOUT else {}
     async with pooling(server, **patience) as pool:
         result = await send(pool)
         assert (result.phase, result.code, result.fault) == (PHASES[phase], None, fault)
@@ -149,9 +152,13 @@ async def test_no_reply_is_a_fault_in_its_phase_and_the_connection_is_gone(
     assert len(server.connections) == 2
 
 
+@pytest.mark.parametrize(
+    "action", [Reply(421, "4.7.0 too many"), Raw(b"421 4.7.0 too many\r\n")], ids=["closing", "not"]
+)
 @pytest.mark.parametrize("phase", PHASES)
-async def test_421_closes_wherever_it_comes(server: SmtpServer, phase: Any) -> None:
-    server.on(phase, Reply(421, "4.7.0 too many"), times=1)
+async def test_421_closes_wherever_it_comes(server: SmtpServer, phase: Any, action: Any) -> None:
+    """Whether or not the server then does what it announces."""
+    server.on(phase, action, times=1)
     async with pooling(server) as pool:
         assert await send(pool) == SmtpResult(phase=PHASES[phase], code=421, text="4.7.0 too many")
         assert (await send(pool)).code == 250
@@ -181,7 +188,7 @@ async def test_a_cancelled_mail_does_not_hand_its_reply_to_the_next(server: Smtp
     server.on("rcpt", lambda t: Reply(550, "5.1.1 unknown", delay_s=0.2) if "bad" in t.rcpt else None)
     async with pooling(server, size=1) as pool:
         task = asyncio.create_task(send(pool, "bad@example.org"))
-        await until(lambda: server.connections and "RCPT" in server.connections[0].verbs)
+        await eventually(lambda: server.connections and "RCPT" in server.connections[0].verbs)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -190,31 +197,62 @@ async def test_a_cancelled_mail_does_not_hand_its_reply_to_the_next(server: Smtp
     assert [t.connection for t in server.accepted] == [1]
 
 
+async def test_under_random_cancels_every_reply_is_ones_own(server: SmtpServer) -> None:
+    """S5: a permanent refusal is only ever that of the mail's own transaction."""
+    chance = random.Random(7)
+    server.on("rcpt", lambda t: Reply(550, t.rcpt) if "bad" in t.rcpt else Reply(250, delay_s=chance.random() / 200))
+    server.on("dot", lambda t: Reply(250, f"took {t.rcpt}"))
+    recipients = [f"{'bad' if n % 3 == 0 else 'good'}{n}@example.org" for n in range(300)]
+
+    async def impatiently(recipient: str) -> SmtpResult | None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(chance.random() / 5):
+                return await send(pool, recipient)
+        return None
+
+    async with pooling(server, size=8) as pool:
+        results = await asyncio.gather(*(impatiently(recipient) for recipient in recipients))
+        assert (await send(pool, "good@example.org")).code == 250
+    told = [(recipient, result) for recipient, result in zip(recipients, results, strict=True) if result is not None]
+    assert 0 < len(told) < len(recipients)
+    for recipient, result in told:
+        assert (result.code, result.text) == ((550, recipient) if "bad" in recipient else (250, f"took {recipient}"))
+
+
 @pytest.mark.parametrize("phase", PHASES)
 async def test_a_cancel_closes_and_propagates_in_every_phase(server: SmtpServer, phase: Any) -> None:
     server.on(phase, Silence())
     async with pooling(server, size=1) as pool:
         task = asyncio.create_task(send(pool))
         reached = {"greeting": "", "dot": "DATA"}.get(phase, phase.upper())
-        await until(lambda: server.connections and (not reached or reached in server.connections[0].verbs))
+        await eventually(lambda: server.connections and (not reached or reached in server.connections[0].verbs))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until(lambda: not server.connections[0].open)
+        await eventually(lambda: not server.connections[0].open)
         server.on(phase, None)
         assert (await send(pool)).code == 250
 
 
-async def test_a_cancel_that_comes_with_the_reply_is_not_forgotten(server: SmtpServer) -> None:
-    """asyncio.wait_for of Python 3.11 would return the reply and go on to the body."""
+async def test_a_cancel_that_comes_with_the_reply_is_not_forgotten(
+    server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio.wait_for of Python 3.11 would swallow it, and the mail would go on to the body."""
+    tasks: list[asyncio.Task[SmtpResult]] = []
+    hear = SMTPProtocol.data_received
+
+    def hear_and_cancel(self: SMTPProtocol, data: bytes) -> None:
+        hear(self, data)
+        for task in tasks:
+            task.cancel()
+
+    monkeypatch.setattr(SMTPProtocol, "data_received", hear_and_cancel)
     async with pooling(server) as pool:
         conn = await connection(pool)
-        task = asyncio.create_task(conn.send(mail_to("ada@example.org"), SENDER, before_dot=lambda: True))
-        await until(lambda: server.transactions)
-        task.cancel()
+        tasks.append(asyncio.create_task(conn.send(mail_to("ada@example.org"), SENDER, before_dot=lambda: True)))
         with pytest.raises(asyncio.CancelledError):
-            await task
-        assert not conn.clean
+            await tasks[0]
+        assert (conn.phase, conn.clean) == (Phase.MAIL, False)
         pool.release(conn)
 
 
@@ -257,7 +295,7 @@ async def test_a_lost_lease_sends_nothing(server: SmtpServer) -> None:
         assert result == SmtpResult(phase=Phase.DATA, fault=Fault.LEASE_LOST)
         assert not conn.clean
         pool.release(conn)
-        await until(lambda: not server.connections[0].open)
+        await eventually(lambda: not server.connections[0].open)
         assert [t.content for t in server.transactions] == [b""]
         assert (await send(pool)).code == 250
     assert len(server.accepted) == 1
@@ -265,15 +303,18 @@ async def test_a_lost_lease_sends_nothing(server: SmtpServer) -> None:
 
 async def test_the_lease_is_asked_after_354_and_not_before(server: SmtpServer) -> None:
     asked: list[list[str]] = []
+    out_by_then: list[bool] = []
     async with pooling(server) as pool:
         conn = await connection(pool)
 
         def before_dot() -> bool:
             asked.append(list(server.connections[0].verbs))
+            asyncio.get_running_loop().call_soon(lambda: out_by_then.append(conn.awaiting_dot_reply))
             return True
 
         await conn.send(mail_to("ada@example.org"), SENDER, before_dot=before_dot)
         assert asked == [["EHLO", "MAIL", "RCPT", "DATA"]]
+        assert out_by_then == [True], "something was awaited between the question and the dot"
         with pytest.raises(ZeroDivisionError):
             await conn.send(mail_to("ada@example.org"), SENDER, before_dot=lambda: 1 // 0 == 0)
         assert not conn.clean
@@ -283,14 +324,15 @@ async def test_the_lease_is_asked_after_354_and_not_before(server: SmtpServer) -
 
 async def test_who_waits_for_the_dot_can_be_told(server: SmtpServer) -> None:
     """Shutdown waits for these alone. After a cancel the phase says how far it had come."""
+    server.on("rcpt", Late(delay_s=0.2))
     server.on("dot", Silence(accept=True))
     async with pooling(server) as pool:
         conn = await connection(pool)
         assert not conn.awaiting_dot_reply
         task = asyncio.create_task(conn.send(mail_to("ada@example.org"), SENDER, before_dot=lambda: True))
-        await until(lambda: conn.phase is Phase.RCPT)
+        await eventually(lambda: conn.phase is Phase.RCPT)
         assert not conn.awaiting_dot_reply
-        await until(lambda: server.accepted)
+        await eventually(lambda: server.accepted)
         assert conn.awaiting_dot_reply
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -316,7 +358,7 @@ async def test_a_connection_is_rotated_by_age_when_taken_and_when_given_back(ser
         conn = await connection(pool)
         now += 60
         pool.release(conn)
-        await until(lambda: not any(session.open for session in server.connections))
+        await eventually(lambda: not any(session.open for session in server.connections))
         assert (await send(pool)).code == 250
     assert [t.connection for t in server.accepted] == [0, 0, 2]
 
@@ -325,7 +367,7 @@ async def test_an_idle_connection_closed_by_the_server_is_replaced_unnoticed(ser
     async with pooling(server) as pool:
         assert (await send(pool)).code == 250
         server.close_idle()
-        await until(lambda: not server.connections[0].open)
+        await eventually(lambda: not server.connections[0].open)
         assert (await send(pool)).code == 250
     assert [t.connection for t in server.accepted] == [0, 1]
 
@@ -344,7 +386,7 @@ async def test_a_reused_connection_that_dies_at_mail_says_that_it_was_not_fresh(
         pool.release(conn)
         again = await connection(pool, fresh=True)
         assert again.fresh
-        await until(lambda: [session.open for session in server.connections] == [False, False, True])
+        await eventually(lambda: [session.open for session in server.connections] == [False, False, True])
         assert (await again.send(mail_to("ada@example.org"), SENDER, before_dot=lambda: True)).code == 250
         assert not again.fresh
         pool.release(again)
@@ -384,7 +426,7 @@ async def test_a_word_said_between_two_mails_retires_the_connection(server: Smtp
     async with pooling(server) as pool:
         conn = await connection(pool)
         server.connections[0].writer.write(b"550 5.1.1 unknown\r\n")
-        await until(lambda: not conn.clean)
+        await eventually(lambda: not conn.clean)
         pool.release(conn)
         assert (await send(pool)).code == 250
     assert [t.connection for t in server.accepted] == [1]
@@ -410,7 +452,7 @@ async def test_failures_and_cancels_give_their_place_back(server: SmtpServer) ->
     async with pooling(server, size=1) as pool:
         server.on("greeting", Silence())
         task = asyncio.create_task(pool.acquire())
-        await until(lambda: server.connections)
+        await eventually(lambda: server.connections)
         waiting = asyncio.create_task(pool.acquire())
         await asyncio.sleep(0)
         for each in (task, waiting):
@@ -456,13 +498,13 @@ async def test_close_cuts_those_in_use_and_lets_nobody_in(server: SmtpServer) ->
     server.on("rcpt", Silence())
     pool = pool_for(server, size=1)
     task = asyncio.create_task(send(pool))
-    await until(lambda: server.connections and "RCPT" in server.connections[0].verbs)
+    await eventually(lambda: server.connections and "RCPT" in server.connections[0].verbs)
     waiting = asyncio.create_task(pool.acquire())
     await asyncio.sleep(0)
     await pool.close()
     assert (await task).fault is Fault.CANCELLED
     assert await waiting == SmtpResult(phase=Phase.CONNECT, fault=Fault.CANCELLED)
-    await until(lambda: not any(session.open for session in server.connections))
+    await eventually(lambda: not any(session.open for session in server.connections))
 
 
 @pytest.mark.parametrize("mode", ["starttls", "tls"])
@@ -509,7 +551,7 @@ async def test_a_server_stripped_of_starttls_gets_no_mail(server: SmtpServer) ->
     async with pooling(server, "starttls") as pool:
         result = await send(pool)
     assert result == SmtpResult(phase=Phase.STARTTLS, fault=Fault.STARTTLS_NOT_OFFERED)
-    await until(lambda: not server.connections[0].open)
+    await eventually(lambda: not server.connections[0].open)
     assert server.connections[0].verbs == ["EHLO"]
 
 
@@ -562,11 +604,11 @@ async def test_a_connection_over_tls_is_closed_at_once_by_a_cancel(certificate: 
     async with SmtpServer(tls=context) as server, pooling(server, "starttls", ca=ca, size=1) as pool:
         server.on("rcpt", Silence())
         task = asyncio.create_task(send(pool))
-        await until(lambda: server.connections and "RCPT" in server.connections[0].verbs)
+        await eventually(lambda: server.connections and "RCPT" in server.connections[0].verbs)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until(lambda: not server.connections[0].open)
+        await eventually(lambda: not server.connections[0].open)
         server.on("rcpt", None)
         assert (await send(pool)).code == 250
 

@@ -206,9 +206,7 @@ class SmtpServer:
         finally:
             session.closed_at = time.monotonic()
             self._tasks.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
+            writer.close()  # and no wait_closed(): up to Python 3.11 it never ends after a failed handshake
 
 
 class Session:
@@ -221,6 +219,7 @@ class Session:
         self.number = number
         self.reader = reader
         self.writer = writer
+        self._socket: socket.socket = writer.get_extra_info("socket")
         self.opened_at = time.monotonic()
         self.closed_at: float | None = None
         self.commands: list[str] = []
@@ -252,10 +251,8 @@ class Session:
 
     def reset(self) -> None:
         """RST: what is not yet sent is dropped, and so is what was not yet read."""
-        sock = self.writer.get_extra_info("socket")
-        if self.open and sock is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(OSError, ValueError):  # closed already, as asyncio and as uvloop say it
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     async def run(self) -> None:
@@ -408,14 +405,6 @@ class Session:
 
 class _Gone(Exception):
     """The connection is over, and that was the plan."""
-
-
-async def until(true: Callable[[], object], within_s: float = 5.0) -> None:
-    """Poll until it is true; AssertionError when the time is over."""
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, f"not true within {within_s} s"
-        await asyncio.sleep(0.005)
 
 
 def make_certificate(directory: Path) -> tuple[Path, ssl.SSLContext] | None:
