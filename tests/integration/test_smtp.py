@@ -13,7 +13,8 @@ from aiosmtplib.protocol import SMTPProtocol
 
 from email_svc.decision import Fault, Phase, SmtpResult
 from email_svc.message import Mail
-from email_svc.smtp import SmtpConnection, SmtpEndpoint, SmtpPool
+from email_svc.smtp import SmtpConnection, SmtpPool
+from email_svc.smtp_url import SmtpEndpoint
 from tests.support.smtp_server import Drop, Late, Raw, Reply, Reset, Silence, SmtpServer, make_certificate
 from tests.support.waiting import eventually
 

@@ -51,9 +51,7 @@ def most_in_a_window(tokens: list[Token], law: Any) -> None:
                 law(max(0.0, ends - begins), uses)
 
 
-def taken(
-    algorithm: Algorithm, rpm: float, burst: int, pattern: list[tuple[float, float, int, float]]
-) -> list[Token]:
+def taken(algorithm: Algorithm, rpm: float, burst: int, pattern: list[tuple[float, float, int, float]]) -> list[Token]:
     """All tokens of a shared state from which takers with clocks of their own take."""
     state, truth, found = policy(algorithm, rpm, burst).unused(START), START, list[Token]()
     for step_s, error_s, n, factor in pattern:
@@ -128,9 +126,7 @@ def test_per_day_never_gives_more(limit: int, pattern: list[tuple[float, int]]) 
 
 @BOUNDED
 @given(st.sampled_from(ALGORITHMS), st.floats(1, 600), st.integers(1, 20), st.lists(asks, min_size=1), errors_s)
-def test_available_agrees_with_take(
-    algorithm: Algorithm, rpm: float, burst: int, pattern: Any, error_s: float
-) -> None:
+def test_available_agrees_with_take(algorithm: Algorithm, rpm: float, burst: int, pattern: Any, error_s: float) -> None:
     """As many tokens are due now as it says, and the next one is due when it says."""
     state, now = policy(algorithm, rpm, burst).unused(START), START
     for step_s, error_before_s, n, factor in pattern:
@@ -151,9 +147,7 @@ def test_available_agrees_with_take(
 
 @BOUNDED
 @given(st.sampled_from(ALGORITHMS), st.floats(1, 600), st.integers(1, 20), st.lists(asks, min_size=1))
-def test_time_running_backwards_never_gives_more(
-    algorithm: Algorithm, rpm: float, burst: int, pattern: Any
-) -> None:
+def test_time_running_backwards_never_gives_more(algorithm: Algorithm, rpm: float, burst: int, pattern: Any) -> None:
     """Whoever asks with an earlier time gets at most what the latest would have got, and never two for one."""
     law = policy(algorithm, rpm, burst)
     state, now = law.unused(START), START

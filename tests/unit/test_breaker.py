@@ -37,9 +37,7 @@ def half_open(**changes: Any) -> BreakerRecord:
 
 
 def permit(nonce: int = 1, round_: int = 1, state: Any = "out", given_s: float = 0.0) -> Permit:
-    return Permit(
-        nonce=nonce, round=round_, state=state, given_at=later(given_s), lapses_at=later(given_s + LAPSE_S)
-    )
+    return Permit(nonce=nonce, round=round_, state=state, given_at=later(given_s), lapses_at=later(given_s + LAPSE_S))
 
 
 def ask(worker: str = "w", nonce: int = 1, epoch: int = 7) -> Ask:
@@ -456,9 +454,7 @@ def test_what_was_given_back_is_granted_again() -> None:
         (half_open(state=Breaker.CLOSED), {}),
     ],
 )
-def test_results_that_fit_nothing_are_only_acknowledged(
-    record: BreakerRecord, wrong: dict[str, Any], how: str
-) -> None:
+def test_results_that_fit_nothing_are_only_acknowledged(record: BreakerRecord, wrong: dict[str, Any], how: str) -> None:
     """Another epoch, another state, a permit that is not known."""
     assert resulted(record, result(how, **wrong), NOW, RULES) is None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from email_svc.smtp import SmtpEndpoint, parse_smtp_url
+from email_svc.smtp_url import SmtpEndpoint, parse_smtp_url
 
 
 @pytest.mark.parametrize(
