@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,6 +17,8 @@ from contracts.topology import topology
 from tests.support.processes import NatsServer, Service, cluster_of_three, stopping
 from tests.support.smtp_server import SmtpServer
 from tests.support.waiting import eventually
+
+log = logging.getLogger(__name__)
 
 PER_S = 20
 VICTIMS = (s.USERS, s.WELCOME_EMAILS, s.DELIVERIES, s.CONTROL)
@@ -56,9 +59,13 @@ class Load:
         email = f"user{n}@example.com"
         for attempt in range(200):
             client = self.clients[(n + attempt) % len(self.clients)]
-            answer = await client.post(
-                "/v1/users", json={"email": email, "name": f"User {n}"}, headers={"Idempotency-Key": f'"key-{n}"'}
-            )
+            try:
+                answer = await client.post(
+                    "/v1/users", json={"email": email, "name": f"User {n}"}, headers={"Idempotency-Key": f'"key-{n}"'}
+                )
+            except httpx.TransportError as exc:
+                self.answers.append((time.monotonic(), 0, repr(exc)))
+                return
             self.answers.append((time.monotonic(), answer.status_code, answer.text))
             if answer.status_code == 201:
                 self.users[email] = answer.json()["id"]
@@ -66,6 +73,12 @@ class Load:
             if answer.status_code != 503:
                 return
             await asyncio.sleep(0.25)
+
+    def registered(self, count: int) -> bool:
+        """Whether so many are; fails as soon as there was an answer that may not be."""
+        wrong = Counter((status, body) for _, status, body in self.answers if status not in (201, 503))
+        assert not wrong, wrong
+        return len(self.users) >= count
 
 
 async def leader(broker: Broker, stream: str) -> str | None:
@@ -114,10 +127,10 @@ async def test_leaders_are_killed_in_turn(smtp: SmtpServer, tmp_path: Path) -> N
         broker = await connect(name="test", url=env["NATS_URL"], on_closed=lambda reason: None)
         stack.push_async_callback(broker.close)
         await eventually(lambda: healed(broker), within_s=60, what="a whole cluster")
+        # The server closes what was idle for 5 s: a client that reuses a connection at that moment would see it reset.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
         clients = [
-            await stack.enter_async_context(
-                httpx.AsyncClient(base_url=user.url, timeout=30, limits=httpx.Limits(max_connections=None))
-            )
+            await stack.enter_async_context(httpx.AsyncClient(base_url=user.url, timeout=30, limits=limits))
             for user in users
         ]
         load = Load(clients)
@@ -132,7 +145,7 @@ async def test_leaders_are_killed_in_turn(smtp: SmtpServer, tmp_path: Path) -> N
 async def kill_leader(broker: Broker, nodes: list[NatsServer], stream: str, load: Load) -> tuple[float, float]:
     """Kills it amid the load, starts it again, and waits until all is well; when it was killed, when all was well."""
     before = len(load.users)
-    await eventually(lambda: len(load.users) >= before + PER_S, within_s=60, what="registrations before the kill")
+    await eventually(lambda: load.registered(before + PER_S), within_s=60, what="registrations before the kill")
     name = await eventually(lambda: leader(broker, stream), within_s=30, what=f"leader of {stream}")
     victim = next(node for node in nodes if node.name == name)
     killed_at = time.monotonic()
@@ -143,15 +156,15 @@ async def kill_leader(broker: Broker, nodes: list[NatsServer], stream: str, load
 
     await eventually(another, within_s=60, what=f"another leader of {stream}")
     elected_at, before = time.monotonic(), len(load.users)
-    await eventually(lambda: len(load.users) >= before + PER_S, within_s=60, what="registrations with two brokers")
+    await eventually(lambda: load.registered(before + PER_S), within_s=60, what="registrations with two brokers")
     victim.start()
     await victim.ready(60)
     await eventually(lambda: healed(broker), within_s=90, what="a whole cluster")
     healed_at = time.monotonic()
     bad = [at - killed_at for at, status, _ in load.answers if status != 201 and killed_at < at]
-    print(
-        f"{stream}: leader after {elected_at - killed_at:.1f} s, whole after {healed_at - killed_at:.1f} s; "
-        f"{len(bad)} answers with 503" + (f", the last after {max(bad):.1f} s" if bad else "")
+    log.info(
+        "%s: leader after %.1f s, whole after %.1f s; %d answers with 503, the last after %.1f s",
+        *(stream, elected_at - killed_at, healed_at - killed_at, len(bad), max(bad, default=0.0)),
     )
     return killed_at, healed_at
 
@@ -164,10 +177,7 @@ async def check(
     user: Service,
 ) -> None:
     """Everything that is promised."""
-    assert {status for _, status, _ in load.answers} <= {201, 503}, Counter(
-        (st, b) for _, st, b in load.answers if st != 201
-    )
-    assert len(load.users) == load.begun, "every one got its 201 in the end"
+    assert load.registered(load.begun), "every one got its 201 in the end"
     for at, status, body in load.answers:
         if status == 503:
             assert any(killed <= at <= whole for killed, whole in kills), body
@@ -186,4 +196,4 @@ async def check(
         view = (await clients[0].get(f"/v1/users/{load.users[rcpt]}/welcome-email")).json()
         assert "unknown" in {attempt["verdict"] for attempt in view["attempts"]}, (rcpt, view)
     assert len({t.message_id for t in smtp.accepted}) == len(load.users)
-    print(f"{load.begun} registrations, {len(smtp.accepted)} mails")
+    log.info("%d registrations, %d mails", load.begun, len(smtp.accepted))
