@@ -1,6 +1,6 @@
 """The way of one mail, from the queue to its end. This is the file to read first.
 
-    decode -> known already? -> due? expired? -> connection -> token -> leave -> send -> decide -> record -> settle
+    decode -> in hand? known already? -> due? expired? -> connection -> token -> leave -> send -> decide -> record -> settle
 
     record   the outcome once, or the attempts so far     before the queue entry goes: a crash repeats, never loses
     settle   ack | nak(delay) | erase the entry | say nothing       the only place that answers the broker
@@ -20,6 +20,7 @@ import structlog
 from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Conflict, Unavailable
+from contracts.runtime.clock import BrokerClock
 from contracts.runtime.pull import Message
 from email_svc import metrics
 from email_svc.decision import (
@@ -46,8 +47,9 @@ from email_svc.smtp import SmtpConnection, SmtpPool
 log = structlog.get_logger()
 
 _LOOK_AGAIN_S = 1.0
-_LEDGER_AGAIN_S = 0.5
-_LAST_WORD_S = 5.0
+_LEDGER_AGAIN_S = 0.1
+_LAST_WORD_S = 3.0
+_GIVEN_BACK_MAX_S = 30.0
 
 
 # How a message is settled: `Done` (ack), `Later` (nak), `Erase` (the entry with its bytes), None (say nothing).
@@ -69,15 +71,14 @@ Settlement = Done | Later | Erase | None
 
 
 class Trial:
-    """One message in hand: what it is, under which leave, and whether an attempt began."""
+    """One message in hand, under which leave, and what its attempt came to."""
 
     def __init__(self, message: Message, lease: Lease, leave: Leave) -> None:
         self.message = message
         self.lease = lease
         self.leave = leave
-        self.event_id = ""
         self.verdict: Verdict | None = None
-        """Of the attempt; None: there was none."""
+        """None: no attempt was made."""
 
 
 class Delivery:
@@ -85,12 +86,14 @@ class Delivery:
 
     def __init__(
         self,
+        *,
         ledger: Ledger,
         composer: Composer,
         pool: SmtpPool,
         limiter: Limiter,
         path: Path,
         downtime: Downtime,
+        clock: BrokerClock,
         rules: Rules,
     ) -> None:
         self._ledger = ledger
@@ -99,8 +102,10 @@ class Delivery:
         self._limiter = limiter
         self._path = path
         self._downtime = downtime
+        self._clock = clock
         self._rules = rules
         self._sent_at = datetime.min.replace(tzinfo=UTC)
+        self._in_hand: set[str] = set()
 
     async def handle(self, message: Message, leave: Leave) -> bool:
         """One message of the queue: delivered, or whatever becomes of it. True: an attempt found the path working."""
@@ -108,30 +113,31 @@ class Delivery:
             async with Lease(message) as lease:
                 trial = Trial(message, lease, leave)
                 try:
-                    settlement = await self._deliver(trial)
+                    await self._settle(trial, await self._deliver(trial))
                 except asyncio.CancelledError:
                     await self._settle(trial, Later(0.0))  # shutting down is no attempt
                     await self._path.give_back(leave)
                     raise
                 except (Unavailable, ApiError) as exc:
                     log.warning("email.given_back", sequence=message.sequence, reason=str(exc))
-                    settlement = Later(1.0 + random.random())
-                await self._settle(trial, settlement)
-            works = None if trial.verdict is None else path_works(trial.verdict, surge=self._path.surge)
-            if leave.kind == "permit":
-                await self._path.probed(leave, works=works, verdict=str(trial.verdict))
-            return works is True
+                    await self._settle(trial, Later(1.0 + random.random()))
+                except Exception:  # a mistake of ours: seldom again, until the deadline ends it
+                    log.exception("email.failed", sequence=message.sequence)
+                    await self._settle(trial, Later(min(_GIVEN_BACK_MAX_S, 2.0 ** min(message.delivered, 10))))
+        works = None if trial.verdict is None else path_works(trial.verdict, surge=self._path.surge)
+        if leave.kind == "permit":
+            await self._path.probed(leave, works=works, verdict=str(trial.verdict))
+        return works is True
 
     async def _settle(self, trial: Trial, settlement: Settlement) -> None:
-        message = trial.message
         match settlement:
             case Done():
-                await message.ack()  # may be lost: then it comes again and is known
+                await trial.message.ack()  # may be lost: then it comes again and is known
             case Later(delay_s):
                 if trial.lease.valid:  # else it is another's by now, and the broker would take our nak for theirs
-                    await message.nak(delay_s)
+                    await trial.message.nak(delay_s)
             case Erase():
-                await self._ledger.erase_entry(message.sequence)
+                await self._ledger.erase_entry(trial.message.sequence)
             case None:
                 pass
 
@@ -140,16 +146,25 @@ class Delivery:
         try:
             event = decode(message)
         except NotAnEvent as exc:
-            await self._ledger.quarantine(message.sequence, message.data, str(exc))
+            await self._ledger.quarantine(message.sequence, message.subject, message.data, str(exc))
             metrics.QUARANTINED.inc()
             log.error("email.quarantined", sequence=message.sequence, reason=str(exc))
             return Done()
-        trial.event_id = event.event_id
-        row, looked_at = await self._ledger.look_up(event.event_id), time.monotonic()
+        if event.event_id in self._in_hand:
+            return None  # the broker forgot that it is; who has it keeps it alive, and will ack it
+        self._in_hand.add(event.event_id)
+        try:
+            return await self._deliver_event(trial, event)
+        finally:
+            self._in_hand.remove(event.event_id)
+
+    async def _deliver_event(self, trial: Trial, event: m.WelcomeEmailRequested) -> Settlement:
+        looked_at = time.monotonic()  # before: the answer may lie in the socket for as long as we are stopped
+        row = await self._ledger.look_up(event.event_id)
         if row is not None and isinstance(row.value, m.Outcome):
             metrics.DEDUPED.labels(row.value.state).inc()
             return await self._known(row.value)
-        now = datetime.now(UTC)
+        now = self._clock.now()
         if now >= event.expires_at:
             return await self._end(event, row, m.State.EXPIRED, _history(row), "the deadline passed")
         if row is not None and isinstance(row.value, m.Attempts) and row.value.due_at > now:
@@ -167,32 +182,37 @@ class Delivery:
             return await self._record(event, row, attempt)
 
         connection = await self._pool.acquire()
+        if isinstance(connection, SmtpConnection):
+            waits_since = time.monotonic()
+            try:
+                await self._limiter.take()
+            except BaseException:
+                self._pool.release(connection)
+                raise
+            trial.message.admit()
+            metrics.TOKEN_WAIT.observe(time.monotonic() - waits_since)
+            if not self._pool.serves(connection):  # it died of age while it waited
+                self._pool.release(connection)
+                connection = await self._pool.acquire()
         if not isinstance(connection, SmtpConnection):
+            trial.message.admit()
             self._path.begun(trial.leave)
             return await self._judge(trial, event, row, connection, 0.0)
         try:
-            await self._wait_for_token(message)
             if time.monotonic() - looked_at > _LOOK_AGAIN_S and await self._ledger.look_up(event.event_id) != row:
                 return Later(0.0)  # somebody else has dealt with it meanwhile
             if not await self._path.still(trial.leave):
                 return Later(random.uniform(0.05, 0.5))  # not attempted is not failed
             self._path.begun(trial.leave)
-            pooled, began = not connection.fresh, time.monotonic()
+            aged, began = not connection.fresh, time.monotonic()
             result = await self._send_on(connection, mail, trial.lease)
         finally:
             self._pool.release(connection)
-        if classify(result) is Verdict.ROTATE and pooled:
-            return Later(0.0)
-        if pooled and result.phase is Phase.MAIL and result.code is None:
-            await self._pool.refresh()  # it died of age, and its neighbours may have too
-            return Later(0.0)
+        stale = aged and result.phase is Phase.MAIL and result.fault is Fault.DISCONNECTED
+        if stale or (aged and classify(result) is Verdict.ROTATE):
+            self._pool.refresh()  # what ended this one has mostly ended its neighbours
+            return Later(0.0)  # it comes again at once, with a token and a leave of its own
         return await self._judge(trial, event, row, result, time.monotonic() - began)
-
-    async def _wait_for_token(self, message: Message) -> None:
-        began = time.monotonic()
-        await self._limiter.take()
-        message.admit()
-        metrics.TOKEN_WAIT.observe(time.monotonic() - began)
 
     async def _send_on(self, connection: SmtpConnection, mail: Mail, lease: Lease) -> SmtpResult:
         """Once the dot is out, only its reply tells what happened: not even a shutdown cuts that wait short."""
@@ -204,12 +224,14 @@ class Delivery:
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
-            if not connection.awaiting_dot_reply:
+            if connection.awaiting_dot_reply:
+                log.info("email.awaiting_last_reply")
+            else:
                 sending.cancel()
-                await asyncio.wait({sending})
+            await asyncio.wait({sending})
+            if sending.cancelled():
                 raise
-            log.info("email.awaiting_last_reply")
-            return await sending
+            return sending.result()  # perhaps it came in the same moment as the cancellation
 
     async def _judge(
         self, trial: Trial, event: m.WelcomeEmailRequested, row: Row | None, result: SmtpResult, seconds: float
@@ -222,7 +244,7 @@ class Delivery:
         if verdict is Verdict.ROTATE:
             verdict = Verdict.PATH  # on a new connection too
         attempt = m.Attempt(
-            at=datetime.now(UTC),
+            at=self._clock.now(),
             verdict=verdict,
             phase=result.phase,
             code=result.code,
@@ -289,7 +311,7 @@ class Delivery:
         outcome = m.Outcome(
             event_id=event.event_id,
             state=state,
-            at=datetime.now(UTC),
+            at=self._clock.now(),
             requested_at=event.requested_at,
             reason=reason,
             history=history,
@@ -315,11 +337,14 @@ class Delivery:
         """
 
         async def until_written() -> m.Outcome:
+            told = False
             while True:
                 try:
                     return await self._ledger.end(outcome, row)
-                except (Unavailable, ApiError) as exc:
-                    log.warning("email.outcome_not_written", event_id=outcome.event_id, reason=str(exc))
+                except Exception as exc:  # noqa: BLE001 - whatever it is, giving up would send the mail again
+                    if not told:
+                        log.warning("email.outcome_not_written", event_id=outcome.event_id, reason=repr(exc))
+                    told = True
                     await asyncio.sleep(_LEDGER_AGAIN_S)
 
         writing = asyncio.ensure_future(until_written())
@@ -335,9 +360,11 @@ class Delivery:
             return None
 
     async def _known(self, outcome: m.Outcome) -> Settlement:
-        """Settles what has ended already. A dead letter is written again: the first may not have come about."""
+        """Settles what has ended already: what should have followed the outcome may not have come about."""
         if outcome.state is m.State.ERASED:
             return Erase()
+        if outcome.history.total > 1 or outcome.state is m.State.EXPIRED:
+            await self._ledger.forget_attempts(outcome.event_id)
         if outcome.state is not m.State.SENT:
             await self._ledger.bury(outcome)
         return Done()
@@ -356,7 +383,7 @@ def decode(message: Message) -> m.WelcomeEmailRequested:
     try:
         event = m.WELCOME_EMAIL_REQUESTED.decode(message.data)
         user_id, _ = s.split_event_id(event.event_id)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as exc:
         raise NotAnEvent(f"not a known event: {exc}") from exc
     if message.subject != s.welcome_requested(event.event_id) or user_id != event.user_id:
         raise NotAnEvent("its subject names another event")

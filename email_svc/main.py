@@ -32,7 +32,7 @@ from email_svc.worker import Worker
 
 log = structlog.get_logger()
 
-_DRAIN_S = 6.0
+_DRAIN_S = 4.0
 
 
 async def main(settings: Settings) -> int:
@@ -82,7 +82,16 @@ async def main(settings: Settings) -> int:
         admin.routes.extend(admin_routes(audit, limiter, downtime, settings.admin_token))
         for task in (path.run(), limiter.run(), downtime.run()):
             stack.push_async_callback(cancelled, asyncio.create_task(task))
-        delivery = Delivery(Ledger(broker), composer, pool, limiter, path, downtime, settings.rules)
+        delivery = Delivery(
+            ledger=Ledger(broker),
+            composer=composer,
+            pool=pool,
+            limiter=limiter,
+            path=path,
+            downtime=downtime,
+            clock=clock,
+            rules=settings.rules,
+        )
         worker = Worker(path, delivery)
         loop = PullLoop(
             broker,

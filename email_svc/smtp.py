@@ -279,7 +279,7 @@ class SmtpPool:
             while self._idle:
                 conn = self._idle.pop()  # the newest: the others may grow old and be closed
                 self._taken.add(conn)
-                if not fresh and self._may_serve(conn) and await conn.reset():
+                if not fresh and self.serves(conn) and await conn.reset():
                     return conn
                 self._drop(conn)
             conn = SmtpConnection(
@@ -304,7 +304,7 @@ class SmtpPool:
         """Give it back; it is kept only if it is clean. A second time does nothing."""
         if conn not in self._taken:
             return
-        if self._may_serve(conn) and not self._closing:
+        if self.serves(conn) and not self._closing:
             self._taken.remove(conn)
             conn.fresh = False
             self._idle.append(conn)
@@ -312,10 +312,14 @@ class SmtpPool:
             self._drop(conn)
         self._slots.release()
 
-    async def refresh(self) -> None:
-        """Close what lies idle: what killed one of them (a restart, a firewall) has mostly killed all."""
+    def refresh(self) -> None:
+        """Close what lies idle: what ended one of them (a restart, a firewall) has mostly ended all."""
         while self._idle:
             self._drop(self._idle.pop())
+
+    def serves(self, conn: SmtpConnection) -> bool:
+        """Whether it is clean and neither too old nor used up."""
+        return conn.clean and conn.mails < self._max_mails and self._clock() - conn.made_at < self._max_age_s
 
     async def close(self) -> None:
         """Close all, those in use as well: who awaits the reply to a dot is to be waited for before."""
@@ -332,9 +336,6 @@ class SmtpPool:
                     await conn.closed()
         for conn in conns:
             conn.abort()
-
-    def _may_serve(self, conn: SmtpConnection) -> bool:
-        return conn.clean and conn.mails < self._max_mails and self._clock() - conn.made_at < self._max_age_s
 
     def _drop(self, conn: SmtpConnection) -> None:
         self._taken.discard(conn)

@@ -52,9 +52,9 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
         if not authorized(request.headers.get("authorization", ""), settings.admin_token):
             raise Unauthorized
 
-    async def finish_erase(user_id: str) -> None:
+    async def finish_erase(user_id: str, until: float) -> None:
         try:
-            async with asyncio.timeout(settings.http_request_timeout_s):
+            async with asyncio.timeout_at(until):
                 await erase(broker, user_id, email_deadline_s=settings.email_deadline_s)
         except (Unavailable, ApiError, TimeoutError) as exc:
             raise TryLater("The erasure is under way and will be finished. Repeat the request.") from exc
@@ -91,11 +91,12 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
         key = None if header is None else users.idempotency_key(header)
         if problems:
             raise InvalidRequest(errors=problems)
-        try:
-            user = await store.create(address, name, key, until)
-        except EraseUnderWay as exc:
-            await finish_erase(exc.user_id)
-            user = await store.create(address, name, key, deadline())
+        while True:
+            try:
+                user = await store.create(address, name, key, until)
+                break
+            except EraseUnderWay as exc:
+                await finish_erase(exc.user_id, until)
         mail = Mail(s.event_id(user.record.user_id, user.revision), user.record.created_at, None)
         return _json(api.user_view(user, mail), 201, {"Location": f"/v1/users/{user.record.user_id}"})
 
@@ -193,11 +194,11 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
         admin(request)
         until = deadline()
         user_id = _user_id(request)
-        await finish_erase(user_id)  # one that was broken off earlier
+        await finish_erase(user_id, until)  # one that was broken off earlier
         await store.user(user_id, until)
         await store.ask_erase(user_id, datetime.now(UTC), until)
         await audit(request, "erase", user_id)
-        await finish_erase(user_id)
+        await finish_erase(user_id, until)
         return Response(status_code=204)
 
     return router
@@ -238,7 +239,9 @@ async def _body(request: Request, until: float) -> api.NewUser:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > api.BODY_MAX_BYTES:
-                    raise BodyTooLarge(f"At most {api.BODY_MAX_BYTES} bytes.", headers={"Connection": "close"})
+                    # The rest is read and dropped by the server: closing now would reset the connection, and a
+                    # client that is still sending would see that instead of the answer.
+                    raise BodyTooLarge(f"At most {api.BODY_MAX_BYTES} bytes.")
     except TimeoutError as exc:
         raise RequestTimeout(headers={"Connection": "close"}) from exc
     try:
