@@ -1,6 +1,6 @@
 """The way of one mail, from the queue to its end. This is the file to read first.
 
-    decode -> in hand? known already? -> due? expired? -> connection -> token -> leave -> send -> decide -> record -> settle
+    decode -> known already? -> due? expired? -> connection -> token -> leave -> send -> decide -> record -> settle
 
     record   the outcome once, or the attempts so far     before the queue entry goes: a crash repeats, never loses
     settle   ack | nak(delay) | erase the entry | say nothing       the only place that answers the broker

@@ -110,7 +110,7 @@ class Path:
     def free(self) -> bool:
         """Whether attempts need no permit."""
         closed = self._record is not None and self._record.state is c.Breaker.CLOSED
-        return closed and not self._doubt and not self._alone and self._fresh
+        return closed and not self._doubt and not self._alone and self._fresh and self._clock.known
 
     def _adopt(self, record: c.BreakerRecord, revision: int) -> None:
         if revision <= self._revision:
@@ -134,9 +134,9 @@ class Path:
         await self._broker.client.subscribe(s.changed(s.BREAKER_KEY), cb=self._heard)
         while True:
             began = time.monotonic()
+            await self._sample_clock()
             await self._read()
             await self._flush()
-            await self._sample_clock()
             # What the calls took is part of the second: with a slow broker the reading would be stale half of the time.
             await asyncio.sleep(max(0.05, _READ_EVERY_S * random.uniform(0.8, 1.0) - (time.monotonic() - began)))
 
@@ -169,6 +169,8 @@ class Path:
 
     async def ask(self) -> Leave | float:
         """Leave for one attempt, or the seconds to wait before asking again."""
+        if not self._clock.known:
+            return 0.1  # without the broker's time nothing is due and nothing expires
         if self._alone and time.monotonic() - self._asked_at < _ALONE_ASK_EVERY_S:
             return self._when_silent()
         async with self._asking:

@@ -72,7 +72,9 @@ class Store:
             await self._broker.store(s.USER_ID_KEY_FINGERPRINT, mine, expect_last=0)
         except Conflict:
             kept = await self._broker.last(s.USERS, s.USER_ID_KEY_FINGERPRINT)
-            if kept is not None and kept.data != mine:
+            if kept is None:
+                raise Unavailable("another replica is writing the fingerprint just now", sent=False) from None
+            if kept.data != mine:
                 raise BadStart(
                     "USER_ID_KEY is not the key that the users in this broker were registered with: ids and "
                     "uniqueness would break. Start with that key again."

@@ -32,7 +32,7 @@ class Load:
         self.users: dict[str, str] = {}
         """Ids by address, of all 201s."""
         self.answers: list[tuple[float, int, str]] = []
-        """When (monotonic), status, body."""
+        """When it was asked (monotonic), status, body."""
         self.begun = 0
 
     @contextlib.asynccontextmanager
@@ -59,14 +59,15 @@ class Load:
         email = f"user{n}@example.com"
         for attempt in range(200):
             client = self.clients[(n + attempt) % len(self.clients)]
+            asked_at = time.monotonic()
             try:
                 answer = await client.post(
                     "/v1/users", json={"email": email, "name": f"User {n}"}, headers={"Idempotency-Key": f'"key-{n}"'}
                 )
             except httpx.TransportError as exc:
-                self.answers.append((time.monotonic(), 0, repr(exc)))
+                self.answers.append((asked_at, 0, repr(exc)))
                 return
-            self.answers.append((time.monotonic(), answer.status_code, answer.text))
+            self.answers.append((asked_at, answer.status_code, answer.text))
             if answer.status_code == 201:
                 self.users[email] = answer.json()["id"]
                 return
@@ -151,10 +152,10 @@ async def kill_leader(broker: Broker, nodes: list[NatsServer], stream: str, load
     killed_at = time.monotonic()
     victim.kill()
 
-    async def another() -> bool:
-        return await leader(broker, stream) not in (None, name)
+    async def led() -> bool:
+        return all([await leader(broker, needed) not in (None, name) for needed in (stream, s.USERS, s.IDEMPOTENCY)])
 
-    await eventually(another, within_s=60, what=f"another leader of {stream}")
+    await eventually(led, within_s=60, what=f"other leaders than {name}")
     elected_at, before = time.monotonic(), len(load.users)
     await eventually(lambda: load.registered(before + PER_S), within_s=60, what="registrations with two brokers")
     victim.start()
@@ -162,8 +163,10 @@ async def kill_leader(broker: Broker, nodes: list[NatsServer], stream: str, load
     await eventually(lambda: healed(broker), within_s=90, what="a whole cluster")
     healed_at = time.monotonic()
     bad = [at - killed_at for at, status, _ in load.answers if status != 201 and killed_at < at]
+    # A repeat may still go to a broker that has not heard of the new leader; the time of one request, at most.
+    assert max(bad, default=0.0) < elected_at - killed_at + 2, "503 although the streams have leaders"
     log.info(
-        "%s: leader after %.1f s, whole after %.1f s; %d answers with 503, the last after %.1f s",
+        "%s: leaders after %.1f s, whole after %.1f s; %d answers with 503, the last one asked after %.1f s",
         *(stream, elected_at - killed_at, healed_at - killed_at, len(bad), max(bad, default=0.0)),
     )
     return killed_at, healed_at
@@ -180,7 +183,7 @@ async def check(
     assert load.registered(load.begun), "every one got its 201 in the end"
     for at, status, body in load.answers:
         if status == 503:
-            assert any(killed <= at <= whole for killed, whole in kills), body
+            assert any(killed - 2 <= at <= whole for killed, whole in kills), body
 
     async def balanced() -> dict[str, Any] | None:
         async with httpx.AsyncClient(base_url=user.admin, timeout=10) as client:

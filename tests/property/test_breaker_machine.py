@@ -6,13 +6,15 @@ the network until a rule delivers, repeats or loses it; an actor that no rule mo
 the path first fails and then works, with messages getting through: open or half-open, then closed within bounded time.
 """
 
+import random
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import hypothesis.strategies as st
 import msgspec
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -248,7 +250,7 @@ class World:
         """The look just before MAIL was refused: nothing is attempted, and the permit goes back."""
         if worker.leave is not None and worker.leave.kind == "permit":
             self.unused(worker, worker.leave)
-        worker.leave = None
+        worker.leave = worker.asked = None  # one thing after another: nobody gives back while an ask is out
 
     def unused(self, worker: Worker, leave: Leave) -> None:
         worker.nonce = max(worker.nonce, leave.nonce + 1)
@@ -350,6 +352,20 @@ class World:
         for worker in self.workers:
             if worker.name == to:
                 self.answered(worker, *what)
+
+
+    def ends_well(self) -> None:
+        """From wherever it is: a sick path never closes it, a sound one does in bounded time."""
+        self.works = False
+        # An attempt that began on a sound path may still report that, so what is under way ends first.
+        self.healthy(LAPSE_S + 2 * OPEN_S)
+        for _ in range(8):
+            assert self.record.state is not Breaker.CLOSED
+            self.healthy(1.0)
+        self.works = True
+        # At worst: permits under way fail, T passes, and each round but the last waits for permits that lapse.
+        self.healthy(OPEN_S + (LAPSE_S + 2.0) * (1 + self.rules.success_threshold))
+        assert self.record.state is Breaker.CLOSED, "it jammed"
 
 
 class BreakerMachine(RuleBasedStateMachine):
@@ -481,29 +497,90 @@ class BreakerMachine(RuleBasedStateMachine):
             assert (paused_until(record) is not None) is (record.state is Breaker.OPEN)
 
     def teardown(self) -> None:
-        """From wherever it is: a sick path never closes it, a sound one does in bounded time."""
-        if not hasattr(self, "world"):
-            return
-        world = self.world
-        world.works = False
-        # An attempt that began on a sound path may still report that, so what is under way ends first.
-        world.healthy(LAPSE_S + 2 * OPEN_S)
-        assert world.record.state is not Breaker.CLOSED
-        for _ in range(8):
-            world.healthy(1.0)
-            assert world.record.state is not Breaker.CLOSED
-        world.works = True
-        # At worst: permits under way fail, T passes, and each round but the last waits for permits that lapse.
-        rounds = 1 + world.rules.success_threshold
-        world.healthy(OPEN_S + (LAPSE_S + 2.0) * rounds)
-        assert world.record.state is Breaker.CLOSED, "it jammed"
+        if hasattr(self, "world"):
+            self.world.ends_well()
 
 
 def test_the_breaker_keeps_its_laws() -> None:
     """See the module's docstring."""
     run_state_machine_as_test(
-        BreakerMachine, settings=settings(max_examples=150, stateful_step_count=60, deadline=None)
+        BreakerMachine, settings=settings(max_examples=80, stateful_step_count=60, deadline=None)
     )
+
+
+def things_that_happen(world: World, rng: random.Random) -> dict[Callable[[], object], float]:
+    """The same things as the machine's rules, each with its weight: a walk gets further than a machine."""
+    worker, replica = rng.choice(world.workers), rng.randrange(len(world.memories))
+    pick, draw = rng.random(), rng.random()
+
+    def arrives() -> None:
+        if world.network:
+            n = int(pick * len(world.network))
+            world.arrive(world.network[n] if draw < 0.2 else world.network.pop(n), replica)
+
+    def is_lost() -> None:
+        if world.network:
+            world.network.pop(int(pick * len(world.network)))
+
+    def writes() -> None:
+        if world.operations:
+            world.carry_on(world.operations[int(pick * len(world.operations))])
+
+    def passes() -> None:
+        world.now += 0.3 * draw if pick < 0.97 else 2 * LAPSE_S * draw
+
+    def runs() -> None:
+        world.step(worker)
+
+    def asks_again() -> None:
+        if worker.asked is not None:
+            world.ask(worker)
+
+    def gives_back() -> None:
+        if worker.result is None:
+            world.no_longer(worker)
+
+    def looks() -> None:
+        world.operations.append(Operation(replica, ("tick", None), world.record, world.revision))
+
+    def turns() -> None:
+        world.works = not world.works
+
+    def worker_anew() -> None:
+        world.workers[world.workers.index(worker)] = Worker(f"w{world.born}")
+        world.born += 1
+
+    def replica_anew() -> None:
+        world.memories[replica] = Memory()
+        world.operations = [op for op in world.operations if op.replica != replica]
+
+    return {
+        arrives: 8.0,
+        writes: 8.0,
+        passes: 4.0,
+        runs: 6.0,
+        looks: 1.0,
+        asks_again: 0.4,
+        gives_back: 0.4,
+        is_lost: 0.4,
+        turns: 0.1,
+        worker_anew: 0.1,
+        replica_anew: 0.05,
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+def test_the_laws_hold_on_long_walks(seed: int, replicas: int, workers: int, successes: int, permits: int) -> None:
+    """1,000 steps of one seed, then the end of every run."""
+    rng = random.Random(seed)
+    rules = Rules(failure_threshold=2, success_threshold=successes, half_open_permits=permits, open_s=OPEN_S)
+    world = World(rules, replicas, workers)
+    world.write(breaker.opened(world.record, world.time, rules, reason="", for_s=OPEN_S), world.revision)
+    for _ in range(1000):
+        things = things_that_happen(world, rng)
+        rng.choices(list(things), list(things.values()))[0]()
+    world.ends_well()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
