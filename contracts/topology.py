@@ -30,6 +30,8 @@ _NS = 1_000_000_000
 ACK_WAIT_S = 30
 _FAR = "2200-01-01T00:00:00Z"
 _MONITORING_WITHIN_S = 5.0
+_PASSING = frozenset({10004, 10005, 10008, 10009, 10023})
+"""err_codes of a cluster on its way: incomplete, no suitable peers, temporarily unavailable, no leader, no resources."""
 
 
 class Consumer(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,6 +210,13 @@ async def provision(
             await _stream(broker, stream, owner=owner, mode=mode, replicas=replicas)
 
 
+async def remake_queue_consumer(broker: Broker, queue_max_size: int) -> None:
+    """Makes the queue's consumer if it is gone, in either mode of PROVISION: without it no mail moves."""
+    for stream in topology(queue_max_size):
+        if stream.name == s.WELCOME_EMAILS:
+            await _consumer(broker, stream.name, stream.consumers[0], owner=True, mode="auto")
+
+
 async def until_answered(work: Callable[[], Awaitable[None]]) -> None:
     """Does something at the start of a process, again and again while the broker gives no answer or is not ready."""
     while True:
@@ -259,7 +268,7 @@ async def _stream(broker: Broker, stream: Stream, *, owner: bool, mode: str, rep
         except ApiError as exc:
             info = await _info(broker, f"STREAM.INFO.{stream.name}")  # another service was faster
             if info is None:
-                raise BadStart(f"stream {stream.name} cannot be created: {exc}") from exc
+                raise _for_good(exc, f"stream {stream.name} cannot be created") from exc
     found = info["config"]
     for name, wanted in stream.fixed.items():
         if _differs(found.get(name), wanted):
@@ -271,7 +280,7 @@ async def _stream(broker: Broker, stream: Stream, *, owner: bool, mode: str, rep
     if found["num_replicas"] < replicas:
         changes["num_replicas"] = replicas  # only ever raised
     if changes and owner and mode == "auto":
-        await _refused_is_bad_start(broker, f"STREAM.UPDATE.{stream.name}", {**found, **changes})
+        await _change(broker, f"STREAM.UPDATE.{stream.name}", {**found, **changes})
         log.info("topology.stream_changed", stream=stream.name, changes=changes)
     for consumer in stream.consumers:
         await _consumer(broker, stream.name, consumer, owner=owner, mode=mode)
@@ -294,7 +303,7 @@ async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: b
         except ApiError as exc:
             info = await _info(broker, f"CONSUMER.INFO.{stream}.{name}")  # another service was faster
             if info is None:
-                raise BadStart(f"consumer {name} of {stream} cannot be created: {exc}") from exc
+                raise _for_good(exc, f"consumer {name} of {stream} cannot be created") from exc
     found = info["config"]
     for key, wanted in consumer.config.items():
         if key not in consumer.changes and key != "pause_until" and _differs(found.get(key), wanted):
@@ -302,7 +311,7 @@ async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: b
     changes = {key: consumer.config[key] for key in consumer.changes if found.get(key) != consumer.config[key]}
     if changes and owner and mode == "auto":
         config = {key: value for key, value in found.items() if key != "pause_until"} | changes
-        await _refused_is_bad_start(
+        await _change(
             broker, f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "action": "update", "config": config}
         )
         log.info("topology.consumer_changed", stream=stream, consumer=name, changes=changes)
@@ -317,11 +326,16 @@ async def _paused_at_birth(broker: Broker, consumer: str) -> dict[str, str]:
     return {} if until is None else {"pause_until": until.isoformat()}
 
 
-async def _refused_is_bad_start(broker: Broker, call: str, body: dict[str, Any]) -> None:
+async def _change(broker: Broker, call: str, body: dict[str, Any]) -> None:
     try:
         await broker.api(call, body, timeout_s=10)
     except ApiError as exc:
-        raise BadStart(f"the broker refuses {call}: {exc}") from exc
+        raise _for_good(exc, f"the broker refuses {call}") from exc
+
+
+def _for_good(exc: ApiError, what: str) -> Exception:
+    """A refusal as BadStart, unless it is one that passes: a cluster that has not met yet, or has no leader."""
+    return exc if exc.err_code in _PASSING else BadStart(f"{what}: {exc}")
 
 
 def _differs(found: Any, wanted: Any) -> bool:
@@ -336,8 +350,8 @@ def _differs(found: Any, wanted: Any) -> bool:
 async def check_durability(monitoring_url: str | None, wanted: Literal["always", "interval"]) -> None:
     """Refuses a broker that acknowledges before its disk has the message, where `always` is wanted.
 
-    Only the monitoring port tells. One that does not answer is asked again for 5 s, for the broker may be starting.
-    Raises BadStart.
+    Only the monitoring port tells; of several (comma-separated) one has to answer. Where none does they are asked again
+    for 5 s, for the broker may be starting. Raises BadStart.
     """
     if wanted == "interval":
         return
@@ -346,15 +360,18 @@ async def check_durability(monitoring_url: str | None, wanted: Literal["always",
         return
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _MONITORING_WITHIN_S
-    while True:
-        try:
-            config = await asyncio.to_thread(_jetstream_config, monitoring_url)
-            break
-        except (OSError, ValueError) as exc:
-            if isinstance(exc, (urllib.error.HTTPError, ValueError)) or loop.time() > deadline:
-                raise BadStart(f"NATS_MONITORING_URL={monitoring_url}: cannot ask how the broker syncs: {exc}") from exc
-        await asyncio.sleep(0.5)
-    if not config.get("sync_always"):
+    configs: list[dict[str, Any]] = []
+    while not configs:
+        for url in monitoring_url.split(","):
+            try:
+                configs.append(await asyncio.to_thread(_jetstream_config, url.strip()))
+            except (OSError, ValueError) as exc:
+                if isinstance(exc, (urllib.error.HTTPError, ValueError)) or loop.time() > deadline:
+                    raise BadStart(f"NATS_MONITORING_URL={url}: cannot ask how the broker syncs: {exc}") from exc
+                log.warning("topology.monitoring_silent", url=url)
+        if not configs:
+            await asyncio.sleep(0.5)
+    if not all(config.get("sync_always") for config in configs):
         raise BadStart(
             "the broker does not fsync what it acknowledges: a power cut would lose accepted registrations. "
             "Set `jetstream { sync_interval: always }` on the broker, or NATS_DURABILITY=interval to accept that."

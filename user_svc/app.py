@@ -69,6 +69,12 @@ async def main(settings: Settings) -> int:
                 queue_max_size=settings.queue_max_size,
             )
 
+        async def remake() -> None:
+            if settings.provision == "auto":
+                await provision()
+            else:
+                await topology.remake_queue_consumer(connected, settings.queue_max_size)
+
         async def prepare() -> bool:
             await topology.check_durability(settings.nats_monitoring_url, settings.nats_durability)
             await topology.until_answered(provision)
@@ -77,7 +83,7 @@ async def main(settings: Settings) -> int:
 
         if await stop.unless(prepare()) is None:
             return stop.code
-        guard = Guard(broker, settings.breaker_rules, provision)
+        guard = Guard(broker, settings.breaker_rules, remake)
         await guard.start()
         stack.push_async_callback(cancelled, asyncio.create_task(guard.run()))
         relay = Relay(broker, settings, provision)

@@ -82,6 +82,8 @@ async def serving(app: Any, *, host: str, port: int, variable: str, grace_s: flo
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=int(grace_s),
+        # Longer than clients and gateways keep an idle connection: who closes first must be the one that sends.
+        timeout_keep_alive=120,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))

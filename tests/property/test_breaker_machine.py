@@ -287,6 +287,8 @@ class World:
             key = self.rounds[worker.name, leave.epoch, leave.nonce]
             self.begun[key] = self.begun.get(key, 0) + 1
             assert self.begun[key] <= self.rules.half_open_permits, "at most P attempts begin a round"
+            if self.record.epoch == leave.epoch:
+                assert self.record.round == key[1], "nobody begins in a round that is not the permit's"
         worker.attempt = (leave, self.works, self.now)
 
     def end(self, worker: Worker) -> None:
