@@ -31,7 +31,7 @@ ACK_WAIT_S = 30
 _FAR = "2200-01-01T00:00:00Z"
 _MONITORING_WITHIN_S = 5.0
 _PASSING = frozenset({10004, 10005, 10008, 10009, 10023})
-"""err_codes of a cluster on its way: incomplete, no suitable peers, temporarily unavailable, no leader, no resources."""
+"""err_codes of a cluster on its way: incomplete, no peers, temporarily unavailable, no leader, no resources."""
 
 
 class Consumer(msgspec.Struct, frozen=True, kw_only=True):

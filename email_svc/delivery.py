@@ -252,10 +252,10 @@ class Delivery:
             text=redacted(result.text, event.email) if result.code is not None else str(result.fault),
             seconds=round(seconds, 3),
         )
-        metrics.REQUESTS.labels(verdict).inc()
+        metrics.ATTEMPTED[verdict].inc()
         metrics.SECONDS.observe(seconds)
         if verdict is not Verdict.SENT:
-            metrics.ERRORS.labels(verdict).inc()
+            metrics.FAILED[verdict].inc()
         if verdict is Verdict.UNKNOWN:
             metrics.UNKNOWN.inc()
         if verdict is Verdict.THROTTLED:

@@ -101,6 +101,7 @@ class Limiter:
                 log.warning("limiter.unreachable", reason=str(exc))
                 await asyncio.sleep(_AGAIN_S * 10)
                 continue
+            metrics.TOKENS.inc(len(tokens))
             for token in tokens:
                 while self._waiting:
                     future = self._waiting.popleft()

@@ -2,8 +2,12 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from email_svc.decision import Verdict
+
 REQUESTS = Counter("email_service_requests", "Attempts, by what came of them.", ["verdict"])
 ERRORS = Counter("email_service_errors", "Attempts that failed, by verdict.", ["verdict"])
+ATTEMPTED = {verdict: REQUESTS.labels(verdict) for verdict in Verdict}
+FAILED = {verdict: ERRORS.labels(verdict) for verdict in Verdict if verdict is not Verdict.SENT}
 SECONDS = Histogram(
     "email_service_request_duration_seconds",
     "One attempt, from MAIL to the last reply.",
@@ -20,6 +24,7 @@ TOKEN_WAIT = Histogram(
     "Time that a message in hand waited for its token.",
     buckets=(0.001, 0.01, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+TOKENS = Counter("email_service_tokens", "Tokens of the rate limit that this worker took.")
 TOKENS_VOID = Counter("email_service_tokens_void", "Tokens that came too late to be used.")
 THROTTLED = Counter("email_service_throttled", "Times this worker slowed the fleet down because the server asked.")
 ALONE = Counter("email_service_alone", "Times this worker went on alone because no user_svc answered.")

@@ -109,12 +109,16 @@ class Guard:
         return record, revision
 
     def _saw(self, record: c.BreakerRecord) -> None:
-        before, self.record = self.record, record
+        before = self.record
         if before is not None and before.epoch > record.epoch:
-            self.record = before
-        elif before is None or before.epoch != record.epoch:
+            return
+        self.record = record
+        metrics.BREAKER_PROBES.set(record.issued)
+        if before is None or before.epoch != record.epoch:
             self.transitions.append(record)
             metrics.BREAKER_STATE.set(_NUMBER[record.state])
+            if record.state is c.Breaker.OPEN:
+                metrics.BREAKER_OPENED.inc()
             level = log.warning if record.state is c.Breaker.OPEN else log.info
             level(f"breaker.{record.state}", epoch=record.epoch, reason=record.reason, until=record.open_until)
             self._wake.set()
@@ -174,8 +178,6 @@ class Guard:
         assert answer is not None
         if answer.record.epoch != record.epoch and answer.word == "go":
             answer = msgspec.structs.replace(answer, word="again")  # the write lost against a change of state
-        if answer.word == "go" and record.state is c.Breaker.HALF_OPEN:
-            metrics.BREAKER_PROBES.inc()
         await raw.respond(c.ANSWER.encode(msgspec.structs.replace(answer, record=record, revision=revision)))
 
     async def _resulted(self, raw: Msg) -> None:

@@ -42,15 +42,16 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         return self.sent + self.dead + self.expired
 
 
-async def _count(broker: Broker, stream: str, consumer: str) -> int:
+async def count(broker: Broker, stream: str, consumer: str) -> int:
+    """What a counter of contracts.topology counts."""
     info = await broker.api(f"CONSUMER.INFO.{stream}.{consumer}")
     return int(info["num_pending"])
 
 
 async def books(broker: Broker) -> Books:
     """Reads the books. Raises `Unavailable` or `ApiError`."""
-    live = await _count(broker, s.USERS, "count-users") + await _count(broker, s.USERS, "count-again")
-    erasing = await _count(broker, s.USERS, "count-erase")
+    live = await count(broker, s.USERS, "count-users") + await count(broker, s.USERS, "count-again")
+    erasing = await count(broker, s.USERS, "count-erase")
     relay = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")
     queued = await broker.api(f"STREAM.INFO.{s.WELCOME_EMAILS}")
     return Books(
@@ -58,17 +59,17 @@ async def books(broker: Broker) -> Books:
         erasing=erasing,
         outbox=max(0, relay["num_pending"] + relay["num_ack_pending"] - erasing),
         queue=queued["state"]["messages"],
-        sent=await _count(broker, s.DELIVERIES, "count-sent"),
-        dead=await _count(broker, s.DELIVERIES, "count-dead"),
-        expired=await _count(broker, s.DELIVERIES, "count-expired"),
+        sent=await count(broker, s.DELIVERIES, "count-sent"),
+        dead=await count(broker, s.DELIVERIES, "count-dead"),
+        expired=await count(broker, s.DELIVERIES, "count-expired"),
     )
 
 
 async def ledger(broker: Broker) -> dict[str, Any]:
     """What `GET /ledger` shows."""
     seen = await books(broker)
-    open_dead = await _count(broker, s.DEAD_LETTERS, "count-dead")
-    open_expired = await _count(broker, s.DEAD_LETTERS, "count-expired")
+    open_dead = await count(broker, s.DEAD_LETTERS, "count-dead")
+    open_expired = await count(broker, s.DEAD_LETTERS, "count-expired")
     return {
         "live_events": seen.live,
         "in_outbox": seen.outbox,
@@ -76,7 +77,7 @@ async def ledger(broker: Broker) -> dict[str, Any]:
         "sent": seen.sent,
         "dead": {"total": seen.dead, "open": open_dead, "replayed": max(0, seen.dead - open_dead)},
         "expired": {"total": seen.expired, "open": open_expired, "replayed": max(0, seen.expired - open_expired)},
-        "quarantined": await _count(broker, s.DEAD_LETTERS, "count-quarantine"),
+        "quarantined": await count(broker, s.DEAD_LETTERS, "count-quarantine"),
         "erasures_under_way": seen.erasing,
         "gap": seen.gap,
         "balanced": seen.gap <= 0 or seen.erasing > 0,

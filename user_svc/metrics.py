@@ -30,4 +30,6 @@ RECONCILED = Counter("user_service_reconciled", "Lost events that the reconciler
 BREAKER_STATE = Gauge("user_service_circuit_breaker_state", "0 closed, 1 half-open, 2 open.")
 BREAKER_FAILURES = Counter("user_service_circuit_breaker_failures", "Path failures heard.")
 BREAKER_SUCCESSES = Counter("user_service_circuit_breaker_successes", "Attempts heard that found the path working.")
-BREAKER_PROBES = Counter("user_service_circuit_breaker_half_open_requests", "Permits granted while half-open.")
+BREAKER_PROBES = Gauge("user_service_circuit_breaker_half_open_requests", "Permits granted in this half-open round.")
+BREAKER_OPENED = Counter("user_service_circuit_breaker_opened", "Times this replica saw the breaker open.")
+DEAD_LETTERS = Gauge("user_service_dead_letters", "Open dead letters, by state.", ["state"])

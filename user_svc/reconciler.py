@@ -14,7 +14,7 @@ from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Stored, StreamFull, Unavailable
 from user_svc import metrics
-from user_svc.ledger import Drain, books, oldest_age_s
+from user_svc.ledger import Drain, books, count, oldest_age_s
 from user_svc.relay import Relay
 from user_svc.store import walk
 
@@ -99,6 +99,8 @@ async def keep_reconciled(
             metrics.OUTBOX_PENDING.set(seen.outbox)
             metrics.QUEUE_SIZE.set(seen.queue)
             stream = await broker.api(f"STREAM.INFO.{s.WELCOME_EMAILS}")
+            for state in ("dead", "expired", "quarantine"):
+                metrics.DEAD_LETTERS.labels(state).set(await count(broker, s.DEAD_LETTERS, f"count-{state}"))
             metrics.QUEUE_OLDEST.set(oldest_age_s(stream))
             consumer = await broker.api(f"CONSUMER.INFO.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
             metrics.QUEUE_PROCESSING.set(consumer["num_ack_pending"])

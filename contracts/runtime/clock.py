@@ -39,7 +39,8 @@ class BrokerClock:
         """The broker showed `ts` after `sent` (None: not known) and before `received`, monotonic seconds."""
         at = (ts - _EPOCH).total_seconds()
         low = at - received - _ROUNDING_S
-        high = math.inf if sent is None else at - sent + _ROUNDING_S
+        # `sent` may be the moment that was shown: then the upper end has aged since.
+        high = math.inf if sent is None else at - sent + _ROUNDING_S + _DRIFT * (received - sent)
         known_low, known_high = self._bracket(received)
         if low > known_high or high < known_low:
             self._low, self._high = low, high

@@ -53,8 +53,8 @@ class Worker:
         self.read_at = -1e9
         self.doubt = False
         self.successes = 0
-        self.asked: tuple[int, float] | None = None
-        """Nonce and time of the ask whose answer is waited for."""
+        self.asked: tuple[Ask, float] | None = None
+        """The ask whose answer is waited for, and when it was sent. Each has an inbox of its own."""
         self.leave: Leave | None = None
         self.attempt: tuple[Leave, bool, float] | None = None
         """Under which leave, whether the path worked, when it began."""
@@ -117,12 +117,14 @@ class World:
         """(worker, epoch, nonce) of each permit -> (epoch, round)."""
         self.granted: dict[tuple[int, int], int] = {}
         self.begun: dict[tuple[int, int], int] = {}
+        self.good: dict[int, set[tuple[str, int]]] = {}
+        """Epoch -> the permits whose attempts found that the path works."""
 
     @property
     def time(self) -> datetime:
         return START + timedelta(seconds=self.now)
 
-    # --- the record ----------------------------------------------------------------------------------------------
+    # --- the record --------------------------------------------------------------------------------------------------
 
     def write(self, new: BreakerRecord, expected: int, *, operator: bool = False) -> bool:
         """Compare-and-set. The laws of the record are looked at here."""
@@ -133,6 +135,8 @@ class World:
         moved = new.state is not old.state or operator
         assert new.epoch == old.epoch + moved, "the epoch rises by one at each change of state and only then"
         assert 0 <= new.issued <= self.rules.half_open_permits
+        if new.state is Breaker.CLOSED and not operator:
+            assert len(self.good.get(old.epoch, ())) >= self.rules.success_threshold, "closed by S probes"
         if moved:
             assert (new.issued, new.ok, new.permits) == (0, 0, {})
             return True
@@ -158,9 +162,7 @@ class World:
             case ("open", (epoch, opening)):
                 if op.record.epoch != epoch:
                     return None, None
-                new = breaker.opened(
-                    op.record, self.time, self.rules, reason="", for_s=OPEN_S, surge=opening.surge
-                )
+                new = breaker.opened(op.record, self.time, self.rules, reason="", for_s=OPEN_S, surge=opening.surge)
                 return new, None
             case (name, Ask() as ask):
                 new, answer = breaker.asked(op.record, op.revision, ask, self.time, self.rules)
@@ -207,7 +209,7 @@ class World:
             event = (name, what)
         self.operations.append(Operation(replica, event, self.record, self.revision))
 
-    # --- workers -------------------------------------------------------------------------------------------------
+    # --- workers -----------------------------------------------------------------------------------------------------
 
     def to_user_svc(self, worker: Worker, what: Any) -> None:
         self.network.append(("user_svc", (worker.name, what)))
@@ -219,8 +221,9 @@ class World:
 
     def ask(self, worker: Worker) -> None:
         """The first try, or another one with the same nonce."""
-        worker.asked = (worker.nonce, self.now)
-        self.to_user_svc(worker, Ask(worker=worker.name, nonce=worker.nonce, epoch=worker.epoch, lapse_s=LAPSE_S))
+        ask = Ask(worker=worker.name, nonce=worker.nonce, epoch=worker.epoch, lapse_s=LAPSE_S)
+        worker.asked = (ask, self.now)
+        self.to_user_svc(worker, ask)
 
     def answered(self, worker: Worker, request: Any, answer: Answer) -> None:
         """A reply arrives. One that nobody waits for any more is dropped by the client."""
@@ -229,9 +232,10 @@ class World:
             if worker.result is not None and worker.result[0] == request:
                 worker.result = None
             return
-        if worker.asked is None or worker.asked[0] != request.nonce or self.now - worker.asked[1] > ASK_TIMEOUT_S:
+        if worker.asked is None or worker.asked[0] is not request or self.now - worker.asked[1] > ASK_TIMEOUT_S:
             return
-        (nonce, sent_at), worker.asked = worker.asked, None
+        nonce, sent_at = request.nonce, worker.asked[1]
+        worker.asked = None
         worker.doubt = False
         worker.adopt(answer.record, answer.revision)
         match answer.word:
@@ -296,6 +300,8 @@ class World:
         assert worker.attempt is not None
         (leave, worked, _), worker.attempt = worker.attempt, None
         if leave.kind == "permit":
+            if worked:
+                self.good.setdefault(leave.epoch, set()).add((worker.name, leave.nonce))
             self.tell(worker, leave, "ok" if worked else "failed")
             return
         of_now = leave.epoch == worker.epoch
@@ -323,7 +329,7 @@ class World:
         elif worker.asked is None or self.now - worker.asked[1] >= ASK_TIMEOUT_S:
             self.ask(worker)
 
-    # --- a healthy world -----------------------------------------------------------------------------------------
+    # --- a healthy world ---------------------------------------------------------------------------------------------
 
     def healthy(self, seconds: float) -> None:
         """Messages get through, everybody runs: so many seconds of that, or until it is closed and works."""
@@ -332,8 +338,7 @@ class World:
             for worker in self.workers:
                 self.step(worker)
             self.operations += [
-                Operation(replica, ("tick", None), self.record, self.revision)
-                for replica in range(len(self.memories))
+                Operation(replica, ("tick", None), self.record, self.revision) for replica in range(len(self.memories))
             ]
             while self.network or self.operations:
                 messages, self.network = self.network, []
@@ -354,7 +359,6 @@ class World:
         for worker in self.workers:
             if worker.name == to:
                 self.answered(worker, *what)
-
 
     def ends_well(self) -> None:
         """From wherever it is: a sick path never closes it, a sound one does in bounded time."""
@@ -442,9 +446,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 2))
     def a_replica_looks(self, n: int) -> None:
         world = self.world
-        world.operations.append(
-            Operation(n % len(world.memories), ("tick", None), world.record, world.revision)
-        )
+        world.operations.append(Operation(n % len(world.memories), ("tick", None), world.record, world.revision))
 
     @precondition(lambda self: self.world.network)
     @rule(n=st.integers(0, 9), replica=st.integers(0, 2), keep=st.booleans())
@@ -505,9 +507,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 def test_the_breaker_keeps_its_laws() -> None:
     """See the module's docstring."""
-    run_state_machine_as_test(
-        BreakerMachine, settings=settings(max_examples=80, stateful_step_count=60, deadline=None)
-    )
+    run_state_machine_as_test(BreakerMachine, settings=settings(max_examples=80, stateful_step_count=60, deadline=None))
 
 
 def things_that_happen(world: World, rng: random.Random) -> dict[Callable[[], object], float]:

@@ -62,7 +62,7 @@ class Hears:
         return self.memory.hear(self.record, Report(epoch=epoch, successes=ok, blame=blamed), later(at_s), RULES)
 
 
-# --- report ----------------------------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------------------------
 
 
 def test_failures_in_a_row_open_at_the_threshold() -> None:
@@ -197,7 +197,7 @@ def test_a_new_epoch_forgets() -> None:
     assert hears.memory.counts(NOW) == (0, 1)
 
 
-# --- open, closed, tick ------------------------------------------------------------------------------------------------
+# --- open, closed, tick ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", list(Breaker))
@@ -264,7 +264,7 @@ def test_nothing_else_ticks(state: Breaker) -> None:
     assert ticked(half_open(state=state), later(1e6), RULES) is None
 
 
-# --- ask ----------------------------------------------------------------------------------------------------------------
+# --- ask ------------------------------------------------------------------------------------------------------------
 
 
 def test_closed_says_go_whatever_the_epoch() -> None:
@@ -379,7 +379,7 @@ def test_permits_of_this_and_the_last_round_are_kept() -> None:
     assert set(new.permits) == {"b", "c", "d"}
 
 
-# --- result -------------------------------------------------------------------------------------------------------------
+# --- result ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_success_counts_and_the_s_th_closes() -> None:
@@ -459,7 +459,7 @@ def test_results_that_fit_nothing_are_only_acknowledged(record: BreakerRecord, w
     assert resulted(record, result(how, **wrong), NOW, RULES) is None
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
