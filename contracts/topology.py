@@ -8,6 +8,7 @@ where something that exists contradicts the design, nobody touches it and the st
 
 import asyncio
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -27,6 +28,7 @@ Service = Literal["user_svc", "email_svc"]
 _NS = 1_000_000_000
 ACK_WAIT_S = 30
 _FAR = "2200-01-01T00:00:00Z"
+_MONITORING_WITHIN_S = 5.0
 
 
 class Consumer(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,11 +184,11 @@ async def provision(
 
 
 async def until_answered(work: Callable[[], Awaitable[None]]) -> None:
-    """Does something at the start of a process, again and again while the broker gives no answer."""
+    """Does something at the start of a process, again and again while the broker gives no answer or is not ready."""
     while True:
         try:
             return await work()
-        except Unavailable as exc:
+        except (Unavailable, ApiError) as exc:
             log.warning("topology.waiting", reason=str(exc))
             await asyncio.sleep(0.5)
 
@@ -298,17 +300,24 @@ def _differs(found: Any, wanted: Any) -> bool:
 async def check_durability(monitoring_url: str | None, wanted: Literal["always", "interval"]) -> None:
     """Refuses a broker that acknowledges before its disk has the message, where `always` is wanted.
 
-    Only the monitoring port tells. Raises BadStart.
+    Only the monitoring port tells. One that does not answer is asked again for 5 s, for the broker may be starting.
+    Raises BadStart.
     """
     if wanted == "interval":
         return
     if monitoring_url is None:
         log.warning("topology.durability_unchecked", hint="set NATS_MONITORING_URL to have the broker's fsync checked")
         return
-    try:
-        config = await asyncio.to_thread(_jetstream_config, monitoring_url)
-    except (OSError, ValueError) as exc:
-        raise BadStart(f"NATS_MONITORING_URL={monitoring_url}: cannot ask how the broker syncs: {exc}") from exc
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _MONITORING_WITHIN_S
+    while True:
+        try:
+            config = await asyncio.to_thread(_jetstream_config, monitoring_url)
+            break
+        except (OSError, ValueError) as exc:
+            if isinstance(exc, (urllib.error.HTTPError, ValueError)) or loop.time() > deadline:
+                raise BadStart(f"NATS_MONITORING_URL={monitoring_url}: cannot ask how the broker syncs: {exc}") from exc
+        await asyncio.sleep(0.5)
     if not config.get("sync_always"):
         raise BadStart(
             "the broker does not fsync what it acknowledges: a power cut would lose accepted registrations. "
@@ -330,20 +339,26 @@ class TopologySettings(CommonSettings, frozen=True, kw_only=True):
 
 async def _main(config: TopologySettings) -> int:
     stop = Stop()
-    broker = await connect_as("provisioner", config, stop.fail)
-    try:
-        await check_durability(config.nats_monitoring_url, config.nats_durability)
-        await until_answered(
-            lambda: provision(
-                broker,
-                service=None,
-                mode=config.provision,
-                replicas=config.stream_replicas,
-                queue_max_size=config.queue_max_size,
+
+    async def make() -> bool:
+        broker = await connect_as("provisioner", config, stop.fail)
+        try:
+            await check_durability(config.nats_monitoring_url, config.nats_durability)
+            await until_answered(
+                lambda: provision(
+                    broker,
+                    service=None,
+                    mode=config.provision,
+                    replicas=config.stream_replicas,
+                    queue_max_size=config.queue_max_size,
+                )
             )
-        )
-    finally:
-        await broker.close()
+        finally:
+            await broker.close()
+        return True
+
+    if await stop.unless(make()) is None:
+        return 1  # told to stop before all was there
     log.info("topology.ready")
     return 0
 

@@ -142,7 +142,7 @@ def _about_the_message(code: int, enhanced: str) -> Verdict:
         return Verdict.PATH if enhanced.startswith("4.3.") else Verdict.TRANSIENT
     if code in (530, 534, 535, 538) or enhanced == "5.1.8":  # we are not authenticated; our sender is refused
         return Verdict.CONFIGURATION
-    if enhanced.endswith(".2.2"):  # mailbox full, whatever the code says
+    if enhanced.endswith(".2.2") or (code == 552 and not enhanced):  # mailbox full, whatever the code says
         return Verdict.TRANSIENT
     if enhanced.startswith("5.7.") or (code == 554 and not enhanced):
         return Verdict.POLICY
@@ -218,5 +218,6 @@ def redacted(text: str, recipient: str) -> str:
     """A server's words without the recipient's address or local part, at most 200 characters on one line."""
     local = recipient.rpartition("@")[0]
     text = re.sub(re.escape(recipient), "<recipient>", text, flags=re.IGNORECASE)
-    text = re.sub(rf"(?<![\w.]){re.escape(local)}(?![\w.])", "<local>", text, flags=re.IGNORECASE)
+    # A dot before or after it may belong to a longer address, or end a sentence.
+    text = re.sub(rf"(?<!\w)(?<!\w\.){re.escape(local)}(?!\.?\w)", "<local>", text, flags=re.IGNORECASE)
     return " ".join(text.split())[:200]

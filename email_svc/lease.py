@@ -1,9 +1,10 @@
 """The lease on a message in hand: kept alive every 10 s, and never trusted beyond what the broker has confirmed.
 
     valid until  (when the last confirmed renewal, or the pull itself, was SENT) + ack_wait - 5 s     monotonic clock
+          or the connection to the broker is lost: one that was killed may have forgotten whose the message is
 
 Before the final dot of a mail the worker looks at it. Once over it is over for good: the message may be another
-worker's by then, and the broker would take a late renewal or nak of ours as if it were not.
+worker's by then, and the broker would take a late nak of ours as if it were not.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ class Lease:
     @property
     def valid(self) -> bool:
         """Whether the message is certainly still ours."""
-        return time.monotonic() < self._until
+        return self._message.undisturbed and time.monotonic() < self._until
 
     async def __aenter__(self) -> "Lease":
         self._keeper = asyncio.create_task(self._keep())
@@ -43,11 +44,12 @@ class Lease:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
             sent_at = time.monotonic()
-            if not self.valid:
+            if sent_at >= self._until:
                 return
+            # On another connection too: while the reply to a dot is awaited, nobody else should have the message.
             try:
                 await self._message.keep(timeout_s=2.0)
             except Unavailable:
                 continue  # not confirmed: it runs out unless the next one is
-            if self.valid:  # the process may have been stopped while it waited for the answer
+            if time.monotonic() < self._until:  # the process may have been stopped while it waited for the answer
                 self._until = sent_at + ACK_WAIT_S - _MARGIN_S

@@ -13,6 +13,8 @@ from contracts import subjects as s
 from contracts.runtime.broker import Broker, Conflict
 
 _QUARANTINE_S = 7 * 86_400.0
+_HEADERS_BYTES = 8_192
+"""Room for the headers and the subject: the broker's limit is for a message with them."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -49,10 +51,16 @@ class Ledger:
             kept = await self._broker.last(s.DELIVERIES, s.outcome(outcome.event_id, "*"))
             if kept is None:  # in flight (clusters), or an erased marker that went just now
                 raise
-            return m.OUTCOME.decode(kept.data)
+            holds = m.OUTCOME.decode(kept.data)
+            if holds != outcome:
+                return holds
         if row is not None:
-            await self._broker.purge(s.DELIVERIES, s.attempts(outcome.event_id))
+            await self.forget_attempts(outcome.event_id)
         return outcome
+
+    async def forget_attempts(self, event_id: str) -> None:
+        """Removes the row of attempts: the outcome carries them."""
+        await self._broker.purge(s.DELIVERIES, s.attempts(event_id))
 
     async def pend(self, attempts: m.Attempts, row: Row | None) -> None:
         """Writes the attempts so far, against the row that `look_up` found.
@@ -82,10 +90,17 @@ class Ledger:
         )
         await self._broker.store(s.dead_letter(outcome.event_id, outcome.state), m.DEAD_LETTER.encode(letter))
 
-    async def quarantine(self, sequence: int, data: bytes, reason: str) -> None:
-        """Keeps a message without a trustworthy id for 7 days, bytes and all, named by its sequence in the queue."""
+    async def quarantine(self, sequence: int, subject: str, data: bytes, reason: str) -> None:
+        """Keeps a message without a trustworthy id for 7 days, bytes and all, named by its sequence in the queue.
+
+        Nothing in it can be trusted: its words must not end a header, nor its size make the broker hang up.
+        """
+        printable = "".join(char if char.isprintable() else " " for char in reason)[:200]
         await self._broker.store(
-            s.quarantined(sequence), data, ttl_s=_QUARANTINE_S, headers={s.HEADER_REASON: reason[:200]}
+            s.quarantined(sequence),
+            data[: self._broker.client.max_payload - _HEADERS_BYTES],
+            ttl_s=_QUARANTINE_S,
+            headers={s.HEADER_REASON: printable, s.HEADER_SUBJECT: subject},
         )
 
     async def erase_entry(self, sequence: int) -> None:

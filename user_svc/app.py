@@ -36,9 +36,12 @@ async def main(settings: Settings) -> int:
     """Runs the service until it is told to stop; returns its exit status."""
     stop = Stop()
     broker: Broker | None = None
+    listening = False
 
     async def ready() -> list[str]:
-        return ["broker"] if broker is None else await topology.missing(broker, "user_svc")
+        if broker is None:
+            return ["broker"]
+        return await topology.missing(broker, "user_svc") + ([] if listening else ["api"])
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -85,6 +88,7 @@ async def main(settings: Settings) -> int:
         await stack.enter_async_context(
             serving(app, host=settings.http_host, port=settings.http_port, variable="HTTP_PORT")
         )
+        listening = True
         log.info("process.ready", http_port=settings.http_port, metrics_port=settings.metrics_port)
         await stop.event.wait()
     log.info("process.stopped")

@@ -74,7 +74,7 @@ async def reconcile(broker: Broker, relay: Relay) -> int:
     info = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")
     floor = info["ack_floor"]["stream_seq"]
     mended = 0
-    async for rows in walk(broker.at, broker.next, pattern="$KV.USERS.>", after=0, window=_WINDOW):
+    async for rows in walk(broker, pattern="$KV.USERS.>", after=0, window=_WINDOW):
         mended += sum(await asyncio.gather(*(_mend(broker, relay, row) for row in rows if row.seq <= floor)))
         if rows[-1].seq >= floor:
             break
@@ -82,9 +82,16 @@ async def reconcile(broker: Broker, relay: Relay) -> int:
 
 
 async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
-    kind, user_id = key.subject.split(".")[2:4]
-    if kind not in ("u", "again"):
-        return False
+    try:
+        match key.subject.split(".")[2:]:
+            case ["u", user_id]:
+                asked: m.UserRegistered | m.WelcomeAgain = m.USER_REGISTERED.decode(key.data)
+            case ["again", user_id, _]:
+                asked = m.WELCOME_AGAIN.decode(key.data)
+            case _:
+                return False
+    except msgspec.DecodeError:
+        return False  # the relay has said so; it must not keep the others from being mended
     event = s.event_id(user_id, key.seq)
     # Almost every event has an outcome, so that is asked first; but only the order queue, then outcome proves a loss,
     # for a mail's outcome is there before its queue entry goes.
@@ -94,10 +101,10 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
         return False
     if await broker.last(s.DELIVERIES, s.outcome(event, "*")) is not None:
         return False
-    if kind == "u":
-        await relay.publish(m.USER_REGISTERED.decode(key.data), key.seq, m.Why.REGISTRATION, key.time)
+    if isinstance(asked, m.UserRegistered):
+        await relay.publish(asked, key.seq, m.Why.REGISTRATION, key.time)
     else:
-        await relay.publish_again(m.WELCOME_AGAIN.decode(key.data), key.seq, key.time)
+        await relay.publish_again(asked, key.seq, key.time)
     metrics.RECONCILED.inc()
     log.warning("reconciler.republished", event_id=event)
     return True
@@ -114,9 +121,13 @@ async def keep_reconciled(
     look_every_s = min(5.0, max(0.2, after_s / 4))
     next_at = loop.time() + interval_s
     gap_since: float | None = None
+    missing = False
     while True:
         await asyncio.sleep(look_every_s * random.uniform(0.8, 1.2))  # replicas look at different moments
         try:
+            if missing:
+                await on_missing()
+                missing = False
             now = loop.time()
             seen = await books(broker)
             metrics.LEDGER_GAP.set(seen.gap)
@@ -133,10 +144,8 @@ async def keep_reconciled(
                 next_at, gap_since = loop.time() + interval_s, None
         except StreamFull:
             log.info("reconciler.queue_full")
-        except ApiError as exc:
+        except (Unavailable, ApiError) as exc:
             log.warning("reconciler.broken_off", reason=str(exc))
-            await on_missing()
-        except Unavailable as exc:
-            log.warning("reconciler.broken_off", reason=str(exc))
+            missing = isinstance(exc, ApiError)
         except Exception:
             log.exception("reconciler.failed")

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 SLOTS = 256
 _RETRY_DELAY_MAX_S = 30.0
 _FULL_AGAIN_S = 0.25
+_GIVEN_BACK_S = 1.0
 
 
 class Relay:
@@ -52,11 +53,15 @@ class Relay:
             # One at a time until there is room; what waits is in the outbox, and sign-up goes on.
             self.loop.credit = 1
             metrics.RELAY_FULL.inc()
-            await message.nak(_FULL_AGAIN_S * random.uniform(1, 2))
+            try:
+                # Waits with its place taken: else the next one would be tried at once, and found full, in a circle.
+                await asyncio.sleep(_FULL_AGAIN_S * random.uniform(1, 2))
+            finally:
+                await message.nak()
         except (Unavailable, ApiError) as exc:
             log.warning("relay.given_back", sequence=message.sequence, reason=str(exc))
             metrics.RELAY_GIVEN_BACK.inc()
-            await message.nak(_RETRY_DELAY_MAX_S * random.random())
+            await message.nak(retry_delay_s(message.delivered, _GIVEN_BACK_S))
         except asyncio.CancelledError:
             await message.nak()
             raise

@@ -55,9 +55,9 @@ def routes(store: Store, broker: Broker, settings: Settings) -> APIRouter:
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), settings.admin_token.encode()):
             raise Unauthorized
 
-    async def finish_erase(user_id: str) -> None:
+    async def finish_erase(user_id: str, until: float) -> None:
         try:
-            async with asyncio.timeout(settings.http_request_timeout_s):
+            async with asyncio.timeout_at(until):
                 await erase(broker, user_id, email_deadline_s=settings.email_deadline_s)
         except (Unavailable, ApiError, TimeoutError) as exc:
             raise TryLater("The erasure is under way and will be finished. Repeat the request.") from exc
@@ -94,11 +94,12 @@ def routes(store: Store, broker: Broker, settings: Settings) -> APIRouter:
         key = None if header is None else users.idempotency_key(header)
         if problems:
             raise InvalidRequest(errors=problems)
-        try:
-            user = await store.create(address, name, key, until)
-        except EraseUnderWay as exc:
-            await finish_erase(exc.user_id)
-            user = await store.create(address, name, key, deadline())
+        while True:
+            try:
+                user = await store.create(address, name, key, until)
+                break
+            except EraseUnderWay as exc:
+                await finish_erase(exc.user_id, until)
         mail = Mail(s.event_id(user.record.user_id, user.revision), user.record.created_at, None)
         return _json(api.user_view(user, mail), 201, {"Location": f"/v1/users/{user.record.user_id}"})
 
@@ -195,10 +196,10 @@ def routes(store: Store, broker: Broker, settings: Settings) -> APIRouter:
         admin(request)
         until = deadline()
         user_id = _user_id(request)
-        await finish_erase(user_id)  # one that was broken off earlier
+        await finish_erase(user_id, until)  # one that was broken off earlier
         await store.user(user_id, until)
         await store.ask_erase(user_id, datetime.now(UTC), until)
-        await finish_erase(user_id)
+        await finish_erase(user_id, until)
         return Response(status_code=204)
 
     return router
@@ -239,7 +240,9 @@ async def _body(request: Request, until: float) -> api.NewUser:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > api.BODY_MAX_BYTES:
-                    raise BodyTooLarge(f"At most {api.BODY_MAX_BYTES} bytes.", headers={"Connection": "close"})
+                    # The rest is read and dropped by the server: closing now would reset the connection, and a
+                    # client that is still sending would see that instead of the answer.
+                    raise BodyTooLarge(f"At most {api.BODY_MAX_BYTES} bytes.")
     except TimeoutError as exc:
         raise RequestTimeout(headers={"Connection": "close"}) from exc
     try:

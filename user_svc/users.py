@@ -21,9 +21,9 @@ from user_svc.errors import InvalidRequest
 NAME_MAX = 100
 RESENDS_A_DAY = 3
 
-# Marks, embeddings and isolates that reorder text, and zero-width characters that hide it. The joiners U+200C and
-# U+200D stay: Persian and Indic names need them.
-_INVISIBLE = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
+# Characters of category Cf reorder text or hide it. The joiners are the exception: Persian and Indic names need them.
+_NO_NAME = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_JOINERS = "\u200c\u200d"
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ def name(text: str) -> str:
         problem = "It must not be empty."
     elif len(found) > NAME_MAX:
         problem = f"It must have at most {NAME_MAX} characters."
-    elif any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp") or c in _INVISIBLE for c in found):
+    elif any(unicodedata.category(c) in _NO_NAME and c not in _JOINERS for c in found):
         problem = "It must not contain control, invisible, direction-changing, private or unassigned characters."
     elif "=?" in found:
         problem = "It must not contain '=?'."

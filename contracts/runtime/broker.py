@@ -32,7 +32,6 @@ NO_CONSUMER = 10014
 WRONG_LAST_SEQUENCE = 10071
 WRITE_IN_FLIGHT = 10164
 STREAM_FULL = 10077
-NO_SUCH_SEQUENCE = 10043
 
 
 class Unavailable(Exception):
@@ -228,8 +227,9 @@ class Broker:
         """Deletes one message and overwrites its bytes on disk. False: it was gone already."""
         try:
             await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq})
-        except ApiError as exc:
-            if exc.err_code in (NO_MESSAGE, NO_SUCH_SEQUENCE):
+        except ApiError:
+            # The refusal's code and text depend on where in the stream the gap is; whether it is there does not.
+            if await self.at(stream, seq) is None:
                 return False
             raise
         return True
@@ -251,7 +251,13 @@ class Broker:
                 await self.client.flush(timeout=1)
             except (TimeoutError, nats.errors.Error):
                 log.warning("broker.flush_failed")
+        _forget_unsent(self.client)  # nats-py would write it to a transport that may be closed, which raises
         await self.client.close()
+
+
+def _forget_unsent(client: Client) -> None:
+    client._pending.clear()
+    client._pending_data_size = 0
 
 
 async def connect(
@@ -280,9 +286,7 @@ async def connect(
             log.warning("broker.error", error=text)
 
     async def disconnected() -> None:
-        # What is still in the client's buffer would be sent after the reconnect, long after it was reported failed.
-        client._pending.clear()
-        client._pending_data_size = 0
+        _forget_unsent(client)  # it would be sent after the reconnect, long after it was reported failed
         if not client.is_closed:
             log.warning("broker.disconnected")
 

@@ -20,7 +20,8 @@ BAD_START = 78
 """Exit status of a start that no restart mends (EX_CONFIG of sysexits.h)."""
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=365 * 86_400)]
+"""A duration: above 0, at most a year, so that no sum of times overflows."""
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -39,7 +40,8 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     provision: Literal["auto", "verify"] = "auto"
     http_host: str = "127.0.0.1"
     """Where the listeners bind; containers set 0.0.0.0."""
-    environment: str = "development"
+    environment: Literal["development", "production"] = "development"
+    """No other word: a misspelt `production` would start with the development key."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] | None = None
 

@@ -30,18 +30,23 @@ log = structlog.get_logger()
 EXPIRES_S = 1.0
 _GRACE_S = 0.5
 _RETIRED_S = 30.0
+_AFTER_RECONNECT_S = 1.0
+"""A broker that was killed forgets the deliveries of its last moments and hands them out again at once. Who had them
+in hand gets so much time to write down what came of them."""
+_DRAIN_S = 1.0
 _ENDS = frozenset({"404", "408", "409", "503"})
 
 
 class Message:
     """One delivery of a stored message."""
 
-    def __init__(self, raw: Msg, broker: Broker, pulled_at: float, admit: Callable[[], None]) -> None:
+    def __init__(self, raw: Msg, broker: Broker, pulled_at: float, reconnects: int, admit: Callable[[], None]) -> None:
         # $JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
         parts = raw.reply.split(".")
         delivered, sequence, _, time_ns, _ = parts[-5:] if len(parts) == 9 else parts[-6:-1]
         self._raw = raw
         self._broker = broker
+        self._reconnects = reconnects
         self.subject = raw.subject
         self.data = raw.data
         self.headers = raw.headers or {}
@@ -53,6 +58,12 @@ class Message:
         self.pulled_at = pulled_at
         """Monotonic time at which the pull was sent: the broker's ack_wait began at or after it."""
         self.admit = admit
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether the connection has been up ever since the pull. If not, the broker may have forgotten that it handed
+        this out, and another may have it in hand."""
+        return self._broker.client.is_connected and self._reconnects == _reconnects(self._broker)
 
     async def ack(self) -> None:
         """Done, for good. May be lost with the connection or the broker: then the message comes again."""
@@ -77,6 +88,11 @@ class Message:
             log.debug("pull.answer_lost", error=repr(exc))
 
 
+def _reconnects(broker: Broker) -> int:
+    count: int = broker.client.stats["reconnects"]
+    return count
+
+
 class _Inbox:
     """Where the messages of one pull at a time arrive. A message bears its stream's subject, not the inbox's, so only
     an inbox of its own tells which pull it answers, and with that since when the broker's ack_wait may be running.
@@ -89,6 +105,8 @@ class _Inbox:
         """Messages that may still come of the pull under way; 0: free for the next one."""
         self.sent_at = 0.0
         """When the pull was sent."""
+        self.reconnects = 0
+        """How often the client had reconnected by then."""
 
 
 class PullLoop:
@@ -119,6 +137,8 @@ class PullLoop:
         self._tasks: set[asyncio.Task[None]] = set()
         self._admitted: set[asyncio.Task[None]] = set()
         self._retired: set[asyncio.Task[None]] = set()
+        self._reconnects = _reconnects(broker)
+        self._not_before = 0.0
         self._missing = False
         self._stopping = False
         self._wake = asyncio.Event()
@@ -140,7 +160,7 @@ class PullLoop:
         self._wake.set()
 
     async def __aenter__(self) -> "PullLoop":
-        self._broker.reconnected.append(self._retire_all)
+        self._broker.reconnected.append(self._wake.set)
         self._runner = asyncio.create_task(self._run())
         return self
 
@@ -154,10 +174,13 @@ class PullLoop:
         if self._stopping:
             return
         self._stopping = True
-        self._broker.reconnected.remove(self._retire_all)
+        self._broker.reconnected.remove(self._wake.set)
         self._runner.cancel()
-        for inbox in self._inboxes:
-            await self._drain(inbox)
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                await asyncio.gather(*(self._drain(inbox) for inbox in self._inboxes))
+        except TimeoutError:
+            self._log.warning("pull.drain_timed_out")  # the broker is silent: ack_wait gives its messages to another
         for task in self._tasks - self._admitted:
             task.cancel()
         if self._tasks and grace_s > 0:
@@ -176,11 +199,6 @@ class PullLoop:
         except Exception as exc:  # noqa: BLE001 - not connected: the pull is gone with the connection
             self._log.debug("pull.drain_failed", error=repr(exc))
 
-    def _retire_all(self) -> None:
-        for inbox in list(self._inboxes):
-            self._retire(inbox)
-        self._wake.set()
-
     def _retire(self, inbox: _Inbox) -> None:
         """Counts no longer on its pull, and never uses it again: what still arrives there keeps its own time."""
         self._inboxes.remove(inbox)
@@ -196,9 +214,13 @@ class PullLoop:
         while True:
             self._wake.clear()
             now = time.monotonic()
+            reconnected = self._reconnects != _reconnects(self._broker)
+            if reconnected:
+                self._reconnects = _reconnects(self._broker)
+                self._not_before = now + _AFTER_RECONNECT_S
             for inbox in list(self._inboxes):
-                if inbox.left and now - inbox.sent_at > EXPIRES_S + _GRACE_S:
-                    self._retire(inbox)  # lost, with a change of leader perhaps
+                if reconnected or (inbox.left and now - inbox.sent_at > EXPIRES_S + _GRACE_S):
+                    self._retire(inbox)  # lost, with the connection or a change of leader
             if self._missing:
                 self._missing = False
                 await self._find_missing()
@@ -206,7 +228,7 @@ class PullLoop:
             waiting = len(self._tasks) - len(self._admitted)
             room = min(self._credit - asked - waiting, self.slots - asked - len(self._tasks))
             # Half of the credit at a time: one pull a message would double the broker's work.
-            if room > 0 and (room >= self._credit // 2 or asked == 0):
+            if room > 0 and (room >= self._credit // 2 or asked == 0) and now >= self._not_before:
                 try:
                     await self._pull(room)
                 except Exception as exc:  # noqa: BLE001 - not connected; the next look is in 250 ms
@@ -235,7 +257,7 @@ class PullLoop:
             inbox = _Inbox(client.new_inbox())
             inbox.subscription = await client.subscribe(inbox.subject, cb=functools.partial(self._arrived, inbox))
             self._inboxes.append(inbox)
-        inbox.left, inbox.sent_at = size, time.monotonic()
+        inbox.left, inbox.sent_at, inbox.reconnects = size, time.monotonic(), _reconnects(self._broker)
         await client.publish(
             self._next, b'{"batch":%d,"expires":%d}' % (size, int(EXPIRES_S * 1e9)), reply=inbox.subject
         )
@@ -243,7 +265,7 @@ class PullLoop:
     async def _arrived(self, inbox: _Inbox, raw: Msg) -> None:
         if raw.reply:
             inbox.left = max(0, inbox.left - 1)
-            self._take(raw, inbox.sent_at)
+            self._take(raw, inbox)
             return
         status = (raw.headers or {}).get("Status")
         if status in _ENDS:
@@ -252,7 +274,7 @@ class PullLoop:
             if status == "408":  # else it came at once, and must not make a busy circle: the next look is in 250 ms
                 self._wake.set()
 
-    def _take(self, raw: Msg, pulled_at: float) -> None:
+    def _take(self, raw: Msg, inbox: _Inbox) -> None:
         def admit() -> None:
             if task in self._tasks:
                 self._admitted.add(task)
@@ -263,7 +285,8 @@ class PullLoop:
             self._admitted.discard(task)
             self._wake.set()
 
-        task = asyncio.create_task(self._guarded(Message(raw, self._broker, pulled_at, admit)))
+        message = Message(raw, self._broker, inbox.sent_at, inbox.reconnects, admit)
+        task = asyncio.create_task(self._guarded(message))
         self._tasks.add(task)
         task.add_done_callback(ended)
 

@@ -8,7 +8,7 @@ unset one.
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -44,7 +44,7 @@ def port(text: str) -> int:
         ValueError: not a number from 1 to 65535.
     """
     digits = text.strip().removeprefix(":")
-    if not (digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 65535):
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and 1 <= int(digits) <= 65535):
         raise ValueError("expected a port from 1 to 65535, like 8080 or :8080")
     return int(digits)
 
@@ -89,6 +89,9 @@ def _parse(name: str, text: str, kind: Any) -> Any:
         if text.strip().lower() not in _BOOL:
             raise ValueError("expected true or false")
         return _BOOL[text.strip().lower()]
+    choices = [c for part in (kind, *get_args(kind)) if get_origin(part) is Literal for c in get_args(part)]
+    if choices and text.strip() not in choices:
+        raise ValueError(f"expected one of {', '.join(sorted(choices))}")
     return text.strip()
 
 
