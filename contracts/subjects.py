@@ -47,7 +47,7 @@ REPORT: Final = "breaker.report"
 ONE_OF_USER_SVC: Final = "user_svc"
 """The queue group of user_svc's replicas."""
 
-# Headers of ours. Those of the broker are in contracts.runtime.jetstream.
+# Headers of ours. Those of the broker are in contracts.runtime.broker.
 HEADER_REASON: Final = "MailFlow-Reason"
 HEADER_SUBJECT: Final = "MailFlow-Subject"
 

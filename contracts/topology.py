@@ -362,14 +362,18 @@ async def check_durability(monitoring_url: str | None, wanted: Literal["always",
     deadline = loop.time() + _MONITORING_WITHIN_S
     configs: list[dict[str, Any]] = []
     while not configs:
+        silent: OSError | None = None
         for url in monitoring_url.split(","):
             try:
                 configs.append(await asyncio.to_thread(_jetstream_config, url.strip()))
-            except (OSError, ValueError) as exc:
-                if isinstance(exc, (urllib.error.HTTPError, ValueError)) or loop.time() > deadline:
-                    raise BadStart(f"NATS_MONITORING_URL={url}: cannot ask how the broker syncs: {exc}") from exc
+            except (urllib.error.HTTPError, ValueError) as exc:
+                raise BadStart(f"NATS_MONITORING_URL={url}: cannot ask how the broker syncs: {exc}") from exc
+            except OSError as exc:
+                silent = exc
                 log.warning("topology.monitoring_silent", url=url)
         if not configs:
+            if loop.time() > deadline:
+                raise BadStart(f"NATS_MONITORING_URL={monitoring_url}: nobody answers: {silent}") from silent
             await asyncio.sleep(0.5)
     if not all(config.get("sync_always") for config in configs):
         raise BadStart(

@@ -106,9 +106,7 @@ class DeadLetters:
         return sum([1 async for _ in self._matching(chosen, 0)])
 
     async def _matching(self, chosen: Filter, after: int) -> AsyncIterator[Letter]:
-        async for rows in walk(
-            self._broker.at, self._broker.next, stream=s.DEAD_LETTERS, pattern=">", after=after, window=_WINDOW
-        ):
+        async for rows in walk(self._broker, stream=s.DEAD_LETTERS, pattern=">", after=after, window=_WINDOW):
             for row in rows:
                 letter = _decoded(row)
                 if letter is not None and chosen.takes(letter):

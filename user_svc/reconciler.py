@@ -32,7 +32,7 @@ async def reconcile(broker: Broker, relay: Relay) -> int:
     info = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")
     floor = info["ack_floor"]["stream_seq"]
     mended = 0
-    async for rows in walk(broker.at, broker.next, pattern="$KV.USERS.>", after=0, window=_WINDOW):
+    async for rows in walk(broker, pattern="$KV.USERS.>", after=0, window=_WINDOW):
         mended += sum(await asyncio.gather(*(_mend(broker, relay, row) for row in rows if row.seq <= floor)))
         if rows[-1].seq >= floor:
             break

@@ -209,20 +209,6 @@ class Broker:
             return None
         raise _refused(got.error)
 
-    async def direct(self, stream: str, what: Mapping[str, Any], *, timeout_s: float | None = None) -> Stored | None:
-        """A single get answered by any replica, which may lag behind the leader. None: there is none.
-
-        Cheaper than `last` and `at` where many are wanted at once; never for what is decided on.
-        """
-        answer = await self.request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(what), timeout_s=timeout_s)
-        headers = answer.headers or {}
-        if headers.get("Status") == "404":
-            return None
-        if "Status" in headers:
-            raise ApiError(0, headers.get("Description", "direct get refused"))
-        time = msgspec.convert(headers["Nats-Time-Stamp"], datetime)
-        return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), time, answer.data)
-
     async def delete(self, stream: str, seq: int) -> bool:
         """Deletes one message and overwrites its bytes on disk. False: it was gone already."""
         try:
