@@ -65,8 +65,6 @@ async def test_bytes_come_back_as_they_were(stream: Broker) -> None:
     assert full.data == bytes(range(256))
     assert empty is not None
     assert empty.data == b""
-    assert await stream.direct("T", {"last_by_subj": "t.a"}) == full
-    assert await stream.direct("T", {"last_by_subj": "t.b"}) == empty
 
 
 async def test_what_is_not_there_is_none(stream: Broker) -> None:
@@ -76,8 +74,6 @@ async def test_what_is_not_there_is_none(stream: Broker) -> None:
     assert await stream.at("T", 2) is None
     assert await stream.next("T", 2, "t.*") is None
     assert await stream.next("T", 1, "t.b") is None
-    assert await stream.direct("T", {"seq": 2}) is None
-    assert await stream.direct("T", {"last_by_subj": "t.b"}) is None
     assert await stream.subjects("T", "t.b") == []
 
 
@@ -238,8 +234,6 @@ async def test_refusals_carry_their_code(broker: Broker) -> None:
         await broker.delete("NONE", 1)
     with pytest.raises(Unavailable, match="nobody answers"):
         await broker.store("nowhere", b"")
-    with pytest.raises(Unavailable, match="nobody answers"):
-        await broker.direct("NONE", {"seq": 1})
 
 
 async def test_a_time_that_is_over_is_no_hang(stream: Broker) -> None:

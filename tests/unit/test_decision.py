@@ -139,13 +139,13 @@ def follows(
     verdict: Verdict,
     history: History | None = None,
     *,
-    path_works: bool = False,
+    others_pass: bool = False,
     rules: Rules = RULES,
     draw: float = 0.5,
     expires_at: datetime = LATER,
 ) -> Decision:
     attempt = Attempt(at=NOW, verdict=verdict, phase="rcpt")
-    return decide(attempt, history or History(), expires_at=expires_at, path_works=path_works, rules=rules, draw=draw)
+    return decide(attempt, history or History(), expires_at=expires_at, others_pass=others_pass, rules=rules, draw=draw)
 
 
 @pytest.mark.parametrize("verdict", [Verdict.TRANSIENT, Verdict.POLICY, Verdict.UNKNOWN])
@@ -187,15 +187,15 @@ def test_path_failures_are_not_charged(verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize("verdict", [Verdict.PATH, Verdict.CONFIGURATION])
-def test_path_failures_are_charged_while_the_path_works(verdict: Verdict) -> None:
+def test_path_failures_are_charged_while_the_others_pass(verdict: Verdict) -> None:
     """Others get through: then it is this mail, and it must not pass for a sick path for ever."""
     history = History()
     for _ in range(3):
-        decision = follows(verdict, history, path_works=True)
+        decision = follows(verdict, history, others_pass=True)
         assert decision.state is None
         history = decision.history
-    assert follows(verdict, history, path_works=True).state is State.DEAD
-    assert follows(verdict, history, path_works=False).state is None
+    assert follows(verdict, history, others_pass=True).state is State.DEAD
+    assert follows(verdict, history, others_pass=False).state is None
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_verdict_that_ends_the_mail(verdict: Verdict, state: State) -> None:
 def test_what_was_no_attempt_is_not_recorded(verdict: Verdict) -> None:
     """The history stays the one it was."""
     history = History().add(Attempt(at=NOW, verdict="path", phase="mail"), charged=False)
-    decision = follows(verdict, history, path_works=True)
+    decision = follows(verdict, history, others_pass=True)
     assert decision.state is None
     assert decision.history is history
     assert decision.delay_s <= 2.0

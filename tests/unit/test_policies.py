@@ -1,52 +1,8 @@
-"""Tables for the policies: the token bucket and the backoff."""
-
-import math
+"""A table for the backoff."""
 
 import pytest
 
 from email_svc.policies.backoff import BASE_S, CAP_S, backoff_s, jittered
-from email_svc.policies.token_bucket import TokenBucket
-
-# (now, due) for a bucket of 2 tokens a second, burst 3
-TAKES = [
-    (10.0, 10.0),  # the burst
-    (10.0, 10.0),
-    (10.0, 10.0),
-    (10.0, 10.5),  # then one each half second
-    (10.0, 11.0),
-    (10.9, 11.5),
-    (12.0, 12.0),  # asked when it is due: no wait
-    (9.0, 12.5),  # time runs backwards: only later
-    (100.0, 100.0),  # idle: a full burst again, no more
-    (100.0, 100.0),
-    (100.0, 100.0),
-    (100.0, 100.5),
-]
-
-
-def test_bucket_table() -> None:
-    """Tokens are computed when asked; nothing ticks."""
-    bucket, tat = TokenBucket(2.0, 3), -math.inf
-    for row, (now, expected) in enumerate(TAKES):
-        tat, due = bucket.take(tat, now)
-        assert due == pytest.approx(expected), row
-
-
-@pytest.mark.parametrize(
-    ("rate", "burst", "words"),
-    [
-        (0.0, 1, "rate_per_s=0.0.*above 0"),
-        (-1.0, 1, "rate_per_s=-1.0"),
-        (math.nan, 1, "rate_per_s=nan"),
-        (math.inf, 1, "rate_per_s=inf"),
-        (1.0, 0, "burst=0.*1 or more"),
-        (1.0, -5, "burst=-5"),
-    ],
-)
-def test_nonsense_bucket_is_refused(rate: float, burst: int, words: str) -> None:
-    """By a ValueError with the value and the bound."""
-    with pytest.raises(ValueError, match=words):
-        TokenBucket(rate, burst)
 
 
 @pytest.mark.parametrize(
