@@ -5,7 +5,7 @@ Kinds and codecs follow the rules of contracts.messages; the names are in contra
 
 import enum
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -115,3 +115,12 @@ ASKED = Codec(Ask)
 ANSWER = Codec(Answer)
 RESULTED = Codec(Result)
 REPORTED = Codec(Report)
+
+KINDS: dict[str, Codec[Any]] = {
+    "control.breaker.v1": BREAKER,
+    "breaker.ask.v1": ASKED,
+    "breaker.answer.v1": ANSWER,
+    "breaker.result.v1": RESULTED,
+    "breaker.report.v1": REPORTED,
+}
+"""Like contracts.messages.KINDS."""
