@@ -50,6 +50,8 @@ _LOOK_AGAIN_S = 1.0
 _LEDGER_AGAIN_S = 0.1
 _LAST_WORD_S = 3.0
 _GIVEN_BACK_MAX_S = 30.0
+_RENEW_LEAVE_S = 5.0
+_REFUSED_S = (0.05, 0.5)
 
 
 # How a message is settled: `Done` (ack), `Later` (nak), `Erase` (the entry with its bytes), None (say nothing).
@@ -183,14 +185,14 @@ class Delivery:
 
         connection = await self._pool.acquire()
         if isinstance(connection, SmtpConnection):
-            waits_since = time.monotonic()
             try:
-                await self._limiter.take()
+                allowed = await self._token(trial)
             except BaseException:
                 self._pool.release(connection)
                 raise
-            trial.message.admit()
-            metrics.TOKEN_WAIT.observe(time.monotonic() - waits_since)
+            if not allowed:
+                self._pool.release(connection)
+                return Later(random.uniform(*_REFUSED_S))
             if not self._pool.serves(connection):  # it died of age while it waited
                 self._pool.release(connection)
                 connection = await self._pool.acquire()
@@ -202,7 +204,7 @@ class Delivery:
             if time.monotonic() - looked_at > _LOOK_AGAIN_S and await self._ledger.look_up(event.event_id) != row:
                 return Later(0.0)  # somebody else has dealt with it meanwhile
             if not await self._path.still(trial.leave):
-                return Later(random.uniform(0.05, 0.5))  # not attempted is not failed
+                return Later(random.uniform(*_REFUSED_S))  # not attempted is not failed
             self._path.begun(trial.leave)
             aged, began = not connection.fresh, time.monotonic()
             result = await self._send_on(connection, mail, trial.lease)
@@ -213,6 +215,20 @@ class Delivery:
             self._pool.refresh()  # what ended this one has mostly ended its neighbours
             return Later(0.0)  # it comes again at once, with a token and a leave of its own
         return await self._judge(trial, event, row, result, time.monotonic() - began)
+
+    async def _token(self, trial: Trial) -> bool:
+        """Waits for a token; False: the leave was lost meanwhile. A permit is renewed while it waits, or it lapses."""
+        began = time.monotonic()
+        taking = asyncio.ensure_future(self._limiter.take())
+        try:
+            while not (await asyncio.wait({taking}, timeout=_RENEW_LEAVE_S))[0]:
+                if not await self._path.still(trial.leave):
+                    return False
+        finally:
+            taking.cancel()
+        trial.message.admit()
+        metrics.TOKEN_WAIT.observe(time.monotonic() - began)
+        return True
 
     async def _send_on(self, connection: SmtpConnection, mail: Mail, lease: Lease) -> SmtpResult:
         """Once the dot is out, only its reply tells what happened: not even a shutdown cuts that wait short."""

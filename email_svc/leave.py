@@ -113,8 +113,8 @@ class Path:
         return closed and not self._doubt and not self._alone and self._fresh and self._clock.known
 
     def _adopt(self, record: c.BreakerRecord, revision: int) -> None:
-        if revision <= self._revision:
-            return
+        if revision <= self._revision and (self._record is None or record.since <= self._record.since):
+            return  # old news; a lower revision that is younger is a record that was made anew
         self._revision, before, self._record = revision, self._record, record
         self._end_alone()
         if before is None or before.epoch != record.epoch:
@@ -180,6 +180,7 @@ class Path:
             return self._when_silent()
         self._doubt = False
         self._end_alone()
+        known = self._revision
         self._adopt(answer.record, answer.revision)
         match answer.word:
             case "go" if answer.record.state is c.Breaker.CLOSED:
@@ -189,7 +190,7 @@ class Path:
                 # As old as its ask: an answer may have waited for a process that was frozen.
                 return Leave(kind="permit", epoch=answer.record.epoch, nonce=nonce, given_at=self._sent_at)
             case "again":
-                return 0.0
+                return 0.0 if self._revision != known else 0.5  # nothing new to ask with: no circle
             case "old":
                 self._nonce = max(self._nonce, nonce + 1)
                 return 0.05

@@ -117,14 +117,13 @@ class Limiter:
         while True:
             now = self._clock.high()
             changed, tokens, next_due = self._take(record, now, n)
-            if not tokens:
-                return [], min(1.0, max(_AGAIN_S, next_due - now - limit.HORIZON_S))
-            try:
-                await self._write(changed, revision)
-            except Conflict:
-                record, revision = await self._read()
-                continue
-            return tokens, 0.0
+            if changed != record:
+                try:
+                    await self._write(changed, revision)
+                except Conflict:
+                    record, revision = await self._read()
+                    continue
+            return tokens, min(1.0, max(_AGAIN_S, next_due - now - limit.HORIZON_S))
 
     def _take(self, record: RateRecord, now: float, n: int) -> tuple[RateRecord, list[limit.Token], float]:
         """The record to be written, the tokens it stands for, and when the next one is due if there are none."""
@@ -132,7 +131,9 @@ class Limiter:
         policy = self._policy(record, now)
         if policy is not None:
             if record.algorithm != self._settings.algorithm:
+                # Written down though it gives no token: else it would start as used up for ever.
                 state = policy.used_up(now)
+                record = msgspec.structs.replace(record, algorithm=self._settings.algorithm, state=state)
             state, tokens = policy.take(state, now, n)
             if not tokens:
                 return record, [], policy.available(state, now)[1]

@@ -6,6 +6,7 @@ otherwise   the loop rests; leave first, then one message, by itself
 
 import asyncio
 import random
+import time
 
 import structlog
 
@@ -18,6 +19,7 @@ log = structlog.get_logger()
 
 _LOOK_EVERY_S = 0.25
 _IDLE_S = (1.0, 5.0)
+_ALONE_LOOK_S = 1.0
 
 
 class Worker:
@@ -59,10 +61,18 @@ class Worker:
                 log.exception("worker.failed")
                 await asyncio.sleep(1)
 
+    async def _rested(self) -> bool:
+        """Alone: waits between two attempts, asking meanwhile; False: no longer alone."""
+        due = time.monotonic() + self._path.alone_delay_s()
+        while (left_s := due - time.monotonic()) > 0:
+            await self._path.wait(min(left_s, _ALONE_LOOK_S))
+            await self._path.ask()
+        return self._path.alone
+
     async def _one(self, leave: Leave) -> None:
         """One message under a permit, or alone."""
-        if leave.kind == "alone":
-            await asyncio.sleep(self._path.alone_delay_s())
+        if leave.kind == "alone" and not await self._rested():
+            return
         message = await self.loop.take_one()
         if message is None:
             await self._path.unused(leave)

@@ -85,8 +85,10 @@ class Guard:
             except Conflict:
                 continue
 
-    async def change(self, rule: Change) -> tuple[c.BreakerRecord, int]:
-        """Applies a rule by compare-and-set, again on conflict while the epoch stays; the record then and its revision.
+    async def change(self, rule: Change, *, in_any_epoch: bool = False) -> tuple[c.BreakerRecord, int]:
+        """Applies a rule by compare-and-set, again on conflict; the record then and its revision.
+
+        A change of epoch meanwhile ends it, for the event belonged to another time, unless `in_any_epoch`.
 
         Raises:
             Unavailable, ApiError: not known to have been written.
@@ -101,17 +103,17 @@ class Guard:
                 revision = await self._broker.store(s.BREAKER_KEY, c.BREAKER.encode(new), expect_last=revision)
             except Conflict:
                 record, revision = await self._read()
-                if record.epoch != epoch:
-                    break  # the event belonged to another time
+                if record.epoch != epoch and not in_any_epoch:
+                    return record, revision
             else:
                 self._saw(new)
                 return new, revision
-        return record, revision
+        raise Unavailable("the breaker's record is being written by others", sent=False)
 
     def _saw(self, record: c.BreakerRecord) -> None:
         before = self.record
-        if before is not None and before.epoch > record.epoch:
-            return
+        if before is not None and before.epoch > record.epoch and record.since <= before.since:
+            return  # old news; a lower epoch that is younger is a record that was made anew
         self.record = record
         metrics.BREAKER_PROBES.set(record.issued)
         if before is None or before.epoch != record.epoch:
@@ -214,12 +216,20 @@ class Guard:
     async def open(self, for_s: float | None, reason: str) -> c.BreakerRecord:
         """Opens, from any state; None: until further notice."""
         now = await self._now()
-        return (await self.change(lambda r, _: breaker.opened(r, now, self._rules, reason=reason, for_s=for_s)))[0]
+
+        def rule(record: c.BreakerRecord, _: int) -> c.BreakerRecord:
+            return breaker.opened(record, now, self._rules, reason=reason, for_s=for_s)
+
+        return (await self.change(rule, in_any_epoch=True))[0]
 
     async def close(self, reason: str) -> c.BreakerRecord:
         """Closes, from any state."""
         now = await self._now()
-        return (await self.change(lambda r, _: breaker.closed(r, now, self._rules, reason=reason)))[0]
+
+        def rule(record: c.BreakerRecord, _: int) -> c.BreakerRecord:
+            return breaker.closed(record, now, self._rules, reason=reason)
+
+        return (await self.change(rule, in_any_epoch=True))[0]
 
     # --- the pause on the broker -----------------------------------------------------------------------------------
 
