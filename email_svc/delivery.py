@@ -211,9 +211,11 @@ class Delivery:
         finally:
             self._pool.release(connection)
         stale = aged and result.phase is Phase.MAIL and result.fault is Fault.DISCONNECTED
-        if stale or (aged and classify(result) is Verdict.ROTATE):
+        rotate = classify(result) is Verdict.ROTATE
+        if stale or rotate:
             self._pool.refresh()  # what ended this one has mostly ended its neighbours
-            return Later(0.0)  # it comes again at once, with a token and a leave of its own
+            # It comes again, with a token and a leave of its own: at once, unless a new connection was sent away too.
+            return Later(random.uniform(*_REFUSED_S) if rotate and not aged else 0.0)
         return await self._judge(trial, event, row, result, time.monotonic() - began)
 
     async def _token(self, trial: Trial) -> bool:
@@ -257,8 +259,6 @@ class Delivery:
             metrics.LEASE_LOST.inc()
             log.warning("email.lease_lost", event_id=event.event_id)
             return None
-        if verdict is Verdict.ROTATE:
-            verdict = Verdict.PATH  # on a new connection too
         attempt = m.Attempt(
             at=self._clock.now(),
             verdict=verdict,

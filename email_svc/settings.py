@@ -43,7 +43,11 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         if min(self.message_retry_delays_s, default=0) <= 0:
             raise ValueError("MESSAGE_RETRY_DELAYS: expected durations above 0, like 1m,10m,1h")
 
-        _ = self.limit, self.downtime  # refuse nonsense now
+        for variables, made in (("RATE_LIMIT_*", lambda: self.limit), ("DOWNTIME_*", lambda: self.downtime)):
+            try:
+                made()
+            except ValueError as exc:
+                raise ValueError(f"{variables}: {exc}") from exc
 
     @property
     def limit(self) -> Limit:
