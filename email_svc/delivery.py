@@ -47,8 +47,6 @@ from email_svc.smtp import SmtpConnection, SmtpPool
 log = structlog.get_logger()
 
 _LOOK_AGAIN_S = 1.0
-_LEDGER_AGAIN_S = 0.1
-_LAST_WORD_S = 3.0
 _GIVEN_BACK_MAX_S = 30.0
 _RENEW_LEAVE_S = 5.0
 _REFUSED_S = (0.05, 0.5)
@@ -333,7 +331,7 @@ class Delivery:
             history=history,
         )
         if state is m.State.SENT:
-            kept = await self._insist(outcome, row)
+            kept = await self._ledger.insist(outcome, row)
             if kept is None:
                 return None
         else:
@@ -345,35 +343,6 @@ class Delivery:
         metrics.OUTCOMES.labels(state).inc()
         log.info(f"email.{state}", event_id=event.event_id, attempts=history.total, reason=reason)
         return Done()
-
-    async def _insist(self, outcome: m.Outcome, row: Row | None) -> m.Outcome | None:
-        """Writes `sent` however often it takes: the mail is out, and a retry would be a second one.
-
-        None: the process had to end with the broker away; nothing may be said of the message then.
-        """
-
-        async def until_written() -> m.Outcome:
-            told = False
-            while True:
-                try:
-                    return await self._ledger.end(outcome, row)
-                except Exception as exc:  # noqa: BLE001 - whatever it is, giving up would send the mail again
-                    if not told:
-                        log.warning("email.outcome_not_written", event_id=outcome.event_id, reason=repr(exc))
-                    told = True
-                    await asyncio.sleep(_LEDGER_AGAIN_S)
-
-        writing = asyncio.ensure_future(until_written())
-        try:
-            return await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait({writing}, timeout=_LAST_WORD_S)
-            if writing.done():
-                return writing.result()
-            writing.cancel()
-            metrics.UNKNOWN.inc()
-            log.error("email.outcome_lost", event_id=outcome.event_id)
-            return None
 
     async def _known(self, outcome: m.Outcome) -> Settlement:
         """Settles what has ended already: what should have followed the outcome may not have come about."""

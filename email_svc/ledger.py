@@ -6,12 +6,20 @@
 It is what makes a mail idempotent: whoever has a message in hand looks here first. Reads ask the stream's leader.
 """
 
+import asyncio
+
 import msgspec
+import structlog
 
 from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import Broker, Conflict
+from email_svc import metrics
 
+log = structlog.get_logger()
+
+_AGAIN_S = 0.1
+_LAST_WORD_S = 3.0
 _QUARANTINE_S = 7 * 86_400.0
 _HEADERS_BYTES = 8_192
 """Room for the headers and the subject: the broker's limit is for a message with them."""
@@ -25,7 +33,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """Every method raises `Unavailable` or `ApiError` when the broker does not do it."""
+    """Every method but `insist` raises `Unavailable` or `ApiError` when the broker does not do it."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -57,6 +65,35 @@ class Ledger:
         if row is not None:
             await self.forget_attempts(outcome.event_id)
         return outcome
+
+    async def insist(self, outcome: m.Outcome, row: Row | None) -> m.Outcome | None:
+        """Writes `sent` however often it takes: the mail is out, and a retry would be a second one.
+
+        None: the process had to end with the broker away; nothing may be said of the message then.
+        """
+
+        async def until_written() -> m.Outcome:
+            told = False
+            while True:
+                try:
+                    return await self.end(outcome, row)
+                except Exception as exc:  # noqa: BLE001 - whatever it is, giving up would send the mail again
+                    if not told:
+                        log.warning("email.outcome_not_written", event_id=outcome.event_id, reason=repr(exc))
+                    told = True
+                    await asyncio.sleep(_AGAIN_S)
+
+        writing = asyncio.ensure_future(until_written())
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing}, timeout=_LAST_WORD_S)
+            if writing.done():
+                return writing.result()
+            writing.cancel()
+            metrics.UNKNOWN.inc()
+            log.error("email.outcome_lost", event_id=outcome.event_id)
+            return None
 
     async def forget_attempts(self, event_id: str) -> None:
         """Removes the row of attempts: the outcome carries them."""
