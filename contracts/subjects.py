@@ -7,9 +7,7 @@ No subject or key holds an address or a name of a person.
 from typing import Final
 
 # Streams. A bucket named B is the stream KV_B with subjects $KV.B.>.
-USERS_BUCKET: Final = "USERS"
 USERS: Final = "KV_USERS"
-IDEMPOTENCY_BUCKET: Final = "IDEMPOTENCY"
 IDEMPOTENCY: Final = "KV_IDEMPOTENCY"
 WELCOME_EMAILS: Final = "WELCOME_EMAILS"
 DELIVERIES: Final = "DELIVERIES"

@@ -77,8 +77,12 @@ class Trial:
         self.message = message
         self.lease = lease
         self.leave = leave
-        self.verdict: Verdict | None = None
-        """None: no attempt was made."""
+        self.began = 0.0
+        """When the attempt began, monotonic seconds."""
+        self.verdict = ""
+        """Of the attempt; empty: there was none."""
+        self.works: bool | None = None
+        """What the attempt found of the path; None: nothing."""
 
 
 class Delivery:
@@ -124,10 +128,9 @@ class Delivery:
                 except Exception:  # a mistake of ours: seldom again, until the deadline ends it
                     log.exception("email.failed", sequence=message.sequence)
                     await self._settle(trial, Later(min(_GIVEN_BACK_MAX_S, 2.0 ** min(message.delivered, 10))))
-        works = None if trial.verdict is None else path_works(trial.verdict, surge=self._path.surge)
-        if leave.kind == "permit":
-            await self._path.probed(leave, works=works, verdict=str(trial.verdict))
-        return works is True
+        if leave.kind == "permit":  # last, for the answer may be long in coming, and the mail does not wait for it
+            await self._path.probed(leave, works=trial.works, verdict=trial.verdict)
+        return trial.works is True
 
     async def _settle(self, trial: Trial, settlement: Settlement) -> None:
         match settlement:
@@ -181,40 +184,43 @@ class Delivery:
             attempt = m.Attempt(at=now, verdict=Verdict.UNUSABLE, phase="compose", text=redacted(str(exc), event.email))
             return await self._record(event, row, attempt)
 
+        result = await self._attempt(trial, event, mail, row, looked_at)
+        return result if isinstance(result, Later) else await self._judge(trial, event, row, result)
+
+    async def _attempt(
+        self, trial: Trial, event: m.WelcomeEmailRequested, mail: Mail, row: Row | None, looked_at: float
+    ) -> SmtpResult | Later:
+        """Connection, token, leave, and one dialogue; `Later` if it did not come to an attempt."""
         connection = await self._pool.acquire()
-        if isinstance(connection, SmtpConnection):
-            try:
-                allowed = await self._token(trial)
-            except BaseException:
-                self._pool.release(connection)
-                raise
-            if not allowed:
-                self._pool.release(connection)
-                return Later(random.uniform(*_REFUSED_S))
-            if not self._pool.serves(connection):  # it died of age while it waited
-                self._pool.release(connection)
-                connection = await self._pool.acquire()
-        if not isinstance(connection, SmtpConnection):
-            trial.message.admit()
-            self._path.begun(trial.leave)
-            return await self._judge(trial, event, row, connection, 0.0)
         try:
-            if time.monotonic() - looked_at > _LOOK_AGAIN_S and await self._ledger.look_up(event.event_id) != row:
+            if isinstance(connection, SmtpConnection):
+                if not await self._token(trial):
+                    return Later(random.uniform(*_REFUSED_S))
+                if not self._pool.serves(connection):  # it died of age while it waited
+                    self._pool.release(connection)
+                    connection = await self._pool.acquire()
+            trial.message.admit()
+            trial.began = time.monotonic()
+            if not isinstance(connection, SmtpConnection):
+                self._path.begun(trial.leave)
+                return connection
+            if trial.began - looked_at > _LOOK_AGAIN_S and await self._ledger.look_up(event.event_id) != row:
                 return Later(0.0)  # somebody else has dealt with it meanwhile
             if not await self._path.still(trial.leave):
                 return Later(random.uniform(*_REFUSED_S))  # not attempted is not failed
             self._path.begun(trial.leave)
-            aged, began = not connection.fresh, time.monotonic()
+            aged = not connection.fresh
             result = await self._send_on(connection, mail, trial.lease)
         finally:
-            self._pool.release(connection)
+            if isinstance(connection, SmtpConnection):
+                self._pool.release(connection)
         stale = aged and result.phase is Phase.MAIL and result.fault is Fault.DISCONNECTED
         rotate = classify(result) is Verdict.ROTATE
         if stale or rotate:
             self._pool.refresh()  # what ended this one has mostly ended its neighbours
             # It comes again, with a token and a leave of its own: at once, unless a new connection was sent away too.
             return Later(random.uniform(*_REFUSED_S) if rotate and not aged else 0.0)
-        return await self._judge(trial, event, row, result, time.monotonic() - began)
+        return result
 
     async def _token(self, trial: Trial) -> bool:
         """Waits for a token; False: the leave was lost meanwhile. A permit is renewed while it waits, or it lapses."""
@@ -226,7 +232,6 @@ class Delivery:
                     return False
         finally:
             taking.cancel()
-        trial.message.admit()
         metrics.TOKEN_WAIT.observe(time.monotonic() - began)
         return True
 
@@ -250,9 +255,9 @@ class Delivery:
             return sending.result()  # perhaps it came in the same moment as the cancellation
 
     async def _judge(
-        self, trial: Trial, event: m.WelcomeEmailRequested, row: Row | None, result: SmtpResult, seconds: float
+        self, trial: Trial, event: m.WelcomeEmailRequested, row: Row | None, result: SmtpResult
     ) -> Settlement:
-        verdict = classify(result)
+        verdict, seconds = classify(result), time.monotonic() - trial.began
         if verdict is Verdict.ABANDONED:
             metrics.LEASE_LOST.inc()
             log.warning("email.lease_lost", event_id=event.event_id)
@@ -275,10 +280,11 @@ class Delivery:
         if verdict is Verdict.THROTTLED:
             await self._limiter.throttled()
         trial.verdict = verdict
-        works = path_works(verdict, surge=self._path.surge)
-        if trial.leave.kind != "permit" and works is not None:
-            await self._path.attempted(trial.leave, works=works, event_id=event.event_id, verdict=verdict)
-        probe_failed = trial.leave.kind == "permit" and works is False
+        trial.works = path_works(verdict, surge=self._path.surge)
+        probe_failed = trial.leave.kind == "permit" and trial.works is False
+        if trial.leave.kind != "permit" and trial.works is not None:
+            # First, for the other attempts of this worker are to hear of a failure before they begin.
+            await self._path.attempted(trial.leave, works=trial.works, event_id=event.event_id, verdict=verdict)
         return await self._record(event, row, attempt, path_rest_s=2 * self._path.open_s if probe_failed else 0.0)
 
     async def _record(

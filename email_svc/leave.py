@@ -8,8 +8,8 @@ A worker never trusts a cache for leave: it reads the record each second, and ju
 again. Doubt begins with a path failure of its own and ends only with an answer. When every user_svc is dead (or hangs)
 the workers go on alone, gently; what they report may open the breaker and never close it.
 
-The rules and why each is there: docs in README, "The breaker"; simulated before they were written. Simpler than the
-simulated ones in one point: a worker has one slot that asks, not one for each attempt, so it probes one at a time.
+The rules were simulated before they were written. One is simpler here: a worker has one slot that asks, not one for
+each attempt, so it probes one at a time.
 """
 
 import asyncio
@@ -79,11 +79,6 @@ class Path:
         """Set at a new epoch, and when leave is lost or found; whoever waits clears it."""
 
     # --- what is known ---------------------------------------------------------------------------------------------
-
-    @property
-    def record(self) -> c.BreakerRecord | None:
-        """The record of the greatest revision seen."""
-        return self._record
 
     @property
     def epoch(self) -> int:

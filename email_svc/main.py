@@ -9,7 +9,6 @@ from pathlib import Path
 
 import structlog
 
-from contracts import subjects as s
 from contracts import topology
 from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
@@ -17,7 +16,6 @@ from contracts.runtime.broker import Broker
 from contracts.runtime.clock import BrokerClock
 from contracts.runtime.lifecycle import Stop, cancelled, serving
 from contracts.runtime.process import BadStart, connect_as
-from contracts.runtime.pull import PullLoop
 from email_svc.admin import routes as admin_routes
 from email_svc.delivery import Delivery
 from email_svc.downtime import Downtime
@@ -92,20 +90,11 @@ async def main(settings: Settings) -> int:
             clock=clock,
             rules=settings.rules,
         )
-        worker = Worker(path, delivery)
-        loop = PullLoop(
-            broker,
-            stream=s.WELCOME_EMAILS,
-            durable=s.EMAIL_SVC,
-            handle=worker.handle,
-            slots=settings.worker_concurrency,
-            limit=_credit(settings),
-            credit=0,
-            on_missing=provision,
+        worker = Worker(
+            broker, path, delivery, slots=settings.worker_concurrency, limit=_credit(settings), on_missing=provision
         )
-        worker.loop = loop
-        await stack.enter_async_context(loop)
-        stack.push_async_callback(loop.stop, grace_s=_DRAIN_S)
+        await stack.enter_async_context(worker.loop)
+        stack.push_async_callback(worker.loop.stop, grace_s=_DRAIN_S)
         stack.push_async_callback(cancelled, asyncio.create_task(worker.run()))
         log.info("process.ready", metrics_port=settings.metrics_port)
         await stop.event.wait()

@@ -10,9 +10,9 @@ from email_svc.limiter import Limit
 from email_svc.policies.downtime import Schedule
 from email_svc.policies.limit import Algorithm
 
-PREFIXES = ("SMTP_", "RATE_LIMIT_", "DOWNTIME_", "WORKER_", "MESSAGE_", "METRICS_", "EMAIL_", "QUEUE_MAX_", "STREAM_")
-OTHERS = ("QUEUE_MAX_SIZE", "EMAIL_METRICS_PORT")
-"""Other programs' variables that begin like ours."""
+PREFIXES = ("SMTP_", "RATE_LIMIT_", "DOWNTIME_", "WORKER_", "MESSAGE_", "EMAIL_", "QUEUE_MAX_")
+OTHERS = ("QUEUE_MAX_SIZE", "EMAIL_DEADLINE", "EMAIL_METRICS_PORT")
+"""The other service's and the runner's variables that begin like ours."""
 
 
 class Settings(CommonSettings, frozen=True, kw_only=True):

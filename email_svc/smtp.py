@@ -10,7 +10,7 @@ A connection is used again only after a complete reply. Whatever else ends a dia
 on the spot: reused after a cancel, it would give the last recipient's 550 to the next one [measured, aiosmtplib 5.1.3].
 
 aiosmtplib's protocol does the framing and TLS. Its client class is not used: it tells neither greeting from connect nor
-the DATA reply from that to the dot, and it does not let go between them. Not here: retries, pacing, verdicts, the words
+the DATA reply from that to the dot, and it does not let go between them. Not here: retries, pacing, the words
 of the server (kept whole; `decision` redacts), PIPELINING, SMTPUTF8, HELO for servers older than ESMTP.
 
 Source: RFC 5321 (dialogue), RFC 3207 (STARTTLS), RFC 4954 (AUTH); aiosmtplib/protocol.py.

@@ -7,10 +7,12 @@ otherwise   the loop rests; leave first, then one message, by itself
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
 
 import structlog
 
-from contracts.runtime.broker import ApiError, Unavailable
+from contracts import subjects as s
+from contracts.runtime.broker import ApiError, Broker, Unavailable
 from contracts.runtime.pull import Message, PullLoop
 from email_svc.delivery import Delivery
 from email_svc.leave import Leave, Path
@@ -23,13 +25,32 @@ _ALONE_LOOK_S = 1.0
 
 
 class Worker:
-    """`handle` is the loop's handler; use `run` as a task."""
+    """Enter `loop` as an async context manager and use `run` as a task."""
 
-    def __init__(self, path: Path, delivery: Delivery) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        path: Path,
+        delivery: Delivery,
+        *,
+        slots: int,
+        limit: int,
+        on_missing: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`slots` mails at once; `limit` of them asked for or waiting for a token."""
         self._path = path
         self._delivery = delivery
         self._idle_s = _IDLE_S[0]
-        self.loop: PullLoop
+        self.loop = PullLoop(
+            broker,
+            stream=s.WELCOME_EMAILS,
+            durable=s.EMAIL_SVC,
+            handle=self.handle,
+            slots=slots,
+            limit=limit,
+            credit=0,
+            on_missing=on_missing,
+        )
 
     async def handle(self, message: Message) -> None:
         """A message that the loop pulled."""

@@ -84,7 +84,7 @@ def routes(
         query = request.query_params
         asked = {k: v for k, v in query.items() if k in ("state", "reason", "event_id")}
         chosen: Filter = body_as(Filter, asked | ({"code": _number(query["code"], 999)} if "code" in query else {}))
-        limit = _number(query.get("limit", "100"), _PAGE_MAX)
+        limit = max(1, _number(query.get("limit", "100"), _PAGE_MAX))
         after = _number(query.get("cursor", "0"), 10**18)
 
         async def page() -> dict[str, Any]:

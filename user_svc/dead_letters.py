@@ -19,12 +19,10 @@ from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
 from user_svc import metrics
-from user_svc.store import walk
+from user_svc.store import living, walk
 from user_svc.users import nonce
 
 log = structlog.get_logger()
-
-_WINDOW = 128
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +104,7 @@ class DeadLetters:
         return sum([1 async for _ in self._matching(chosen, 0)])
 
     async def _matching(self, chosen: Filter, after: int) -> AsyncIterator[Letter]:
-        async for rows in walk(self._broker, stream=s.DEAD_LETTERS, pattern=">", after=after, window=_WINDOW):
+        async for rows in walk(self._broker, stream=s.DEAD_LETTERS, pattern=">", after=after):
             for row in rows:
                 letter = _decoded(row)
                 if letter is not None and chosen.takes(letter):
@@ -119,9 +117,7 @@ class DeadLetters:
             Unavailable, ApiError: broken off; again is the same.
         """
         user_id, revision = s.split_event_id(found.letter.event_id)
-        user = await self._broker.last(s.USERS, s.user_key(user_id))
-        erasing = await self._broker.last(s.USERS, s.erase_key(user_id))
-        alive = user is not None and user.seq <= revision and (erasing is None or erasing.seq < user.seq)
+        alive = await living(self._broker, user_id, before=revision) is not None
         if alive:
             again = m.WelcomeAgain(
                 user_id=user_id,

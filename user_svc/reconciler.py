@@ -20,8 +20,6 @@ from user_svc.store import walk
 
 log = structlog.get_logger()
 
-_WINDOW = 128
-
 
 async def reconcile(broker: Broker, relay: Relay) -> int:
     """Publishes again what the relay has acked and what has neither queue entry nor outcome; returns how many.
@@ -32,7 +30,7 @@ async def reconcile(broker: Broker, relay: Relay) -> int:
     info = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")
     floor = info["ack_floor"]["stream_seq"]
     mended = 0
-    async for rows in walk(broker, pattern="$KV.USERS.>", after=0, window=_WINDOW):
+    async for rows in walk(broker, pattern="$KV.USERS.>", after=0):
         mended += sum(await asyncio.gather(*(_mend(broker, relay, row) for row in rows if row.seq <= floor)))
         if rows[-1].seq >= floor:
             break

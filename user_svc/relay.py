@@ -24,6 +24,7 @@ from contracts.runtime.pull import Message, PullLoop
 from user_svc import metrics
 from user_svc.erasure import erase
 from user_svc.settings import Settings
+from user_svc.store import living
 
 log = structlog.get_logger()
 
@@ -115,28 +116,22 @@ class Relay:
                     expect_last=0,
                     timeout_s=self._settings.client_email_service_timeout_s,
                 )
-            except Conflict as exc:
-                if not exc.in_flight:
-                    metrics.DEDUPED_QUEUE.inc()
-                    return  # queued already
-                last: Unavailable | ApiError = exc
+                metrics.QUEUE_TOTAL.inc()
+                return
             except StreamFull:
                 raise
             except (Unavailable, ApiError) as exc:
-                last = exc
-            else:
-                metrics.QUEUE_TOTAL.inc()
-                log.debug("relay.published", event_id=event_id)
-                return
-            if attempt == tries:
-                raise last
+                if isinstance(exc, Conflict) and not exc.in_flight:
+                    metrics.DEDUPED_QUEUE.inc()
+                    return  # queued already
+                if attempt == tries:
+                    raise
             await asyncio.sleep(retry_delay_s(attempt, self._settings.client_email_service_retry_delay_s))
 
     async def publish_again(self, again: m.WelcomeAgain, revision: int, asked_at: datetime) -> None:
         """The same for a resend or replay: the event carries the user's record as it is. User gone: the key goes."""
-        kept = await self._broker.last(s.USERS, s.user_key(again.user_id))
-        erasing = await self._broker.last(s.USERS, s.erase_key(again.user_id))
-        if kept is None or kept.seq > revision or (erasing is not None and erasing.seq > kept.seq):
+        kept = await living(self._broker, again.user_id, before=revision)
+        if kept is None:
             await self._broker.delete(s.USERS, revision)
             log.info("relay.user_gone", user_id=again.user_id)
             return

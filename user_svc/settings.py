@@ -8,15 +8,12 @@ PREFIXES = (
     "CIRCUIT_BREAKER_",
     "CLIENT_EMAIL_SERVICE_",
     "HTTP_",
-    "METRICS_",
     "RECONCILE_",
     "USER_",
     "QUEUE_MAX_",
-    "ADMIN_",
-    "STREAM_",
 )
 OTHERS = ("QUEUE_MAX_RETRIES", "USER_METRICS_PORT")
-"""Other programs' variables that begin like ours."""
+"""The other service's and the runner's variables that begin like ours."""
 
 
 class Settings(CommonSettings, frozen=True, kw_only=True):

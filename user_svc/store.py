@@ -229,8 +229,17 @@ class EraseUnderWay(Exception):
         self.user_id = user_id
 
 
+async def living(broker: Broker, user_id: str, *, before: int) -> Stored | None:
+    """A user's record, if it was there before that sequence and is not being erased."""
+    kept = await broker.last(s.USERS, s.user_key(user_id))
+    if kept is None or kept.seq > before:
+        return None
+    erasing = await broker.last(s.USERS, s.erase_key(user_id))
+    return None if erasing is not None and erasing.seq > kept.seq else kept
+
+
 async def walk(
-    broker: Broker, *, stream: str = s.USERS, pattern: str, after: int, window: int
+    broker: Broker, *, stream: str = s.USERS, pattern: str, after: int, window: int = 128
 ) -> AsyncIterator[list[Stored]]:
     """The rows of a stream with sequences above `after`, in windows of single gets made at once.
 

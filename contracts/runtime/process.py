@@ -25,6 +25,10 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=365 * 86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
+_PREFIXES = ("NATS_", "LOG_", "STREAM_", "METRICS_", "ADMIN_")
+_OTHERS = ("NATS_PORT", "NATS_MONITORING_PORT", "NATS_STORE_DIR")  # the local runner's
+
+
 class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every service reads from the environment."""
 
@@ -75,7 +79,7 @@ def run(
         print(f"{service} cannot start:\n{exc}", file=sys.stderr)
         return BAD_START
     logs.configure(service=service, level=config.log_level, form=config.log_format)
-    for name in settings.unknown(kind, os.environ, prefixes=prefixes, known=known):
+    for name in settings.unknown(kind, os.environ, prefixes=(*_PREFIXES, *prefixes), known=(*_OTHERS, *known)):
         log.warning("settings.unknown_variable", variable=name)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

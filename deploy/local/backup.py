@@ -62,7 +62,6 @@ _TRIES = 4
 _OPENS_S = 4.0
 _LIVE_S = 2.5
 _CURRENT_S = 120.0
-_WINDOW = 128
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
@@ -313,9 +312,7 @@ async def _mend(broker: Broker, ledger_from: int) -> None:
     users = await broker.api(f"STREAM.INFO.{s.USERS}")
     last = users["state"]["last_seq"]
     unknown = letters = erasures = 0
-    async for rows in walk(
-        broker.at, broker.next, stream=s.DELIVERIES, pattern="deliveries.>", after=ledger_from, window=_WINDOW
-    ):
+    async for rows in walk(broker, stream=s.DELIVERIES, pattern="deliveries.>", after=ledger_from):
         for row in rows:
             try:
                 value = m.LEDGER_ROW.decode(row.data)
