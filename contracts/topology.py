@@ -21,13 +21,13 @@ from contracts.control import BREAKER, paused_until
 from contracts.runtime.broker import NO_CONSUMER, NO_STREAM, ApiError, Broker, Unavailable
 from contracts.runtime.lifecycle import Stop
 from contracts.runtime.process import BadStart, CommonSettings, Count, connect_as, run
+from contracts.runtime.pull import ACK_WAIT_S
 
 log = structlog.get_logger()
 
 Service = Literal["user_svc", "email_svc"]
 
 _NS = 1_000_000_000
-ACK_WAIT_S = 30
 _FAR = "2200-01-01T00:00:00Z"
 _MONITORING_WITHIN_S = 5.0
 _PASSING = frozenset({10004, 10005, 10008, 10009, 10023})
@@ -241,7 +241,7 @@ async def missing(broker: Broker, service: Service) -> list[str]:
                     for consumer in stream.consumers
                     if await _info(broker, f"CONSUMER.INFO.{stream.name}.{consumer.name}") is None
                 ]
-    except Unavailable:
+    except (Unavailable, ApiError):  # ApiError: a cluster without a leader
         return ["broker"]
     return absent
 
@@ -322,7 +322,7 @@ async def _paused_at_birth(broker: Broker, consumer: str) -> dict[str, str]:
     if consumer != s.EMAIL_SVC:
         return {}
     stored = await broker.last(s.CONTROL, s.BREAKER_KEY)
-    until = None if stored is None else paused_until(BREAKER.decode(stored.data))
+    until = None if stored is None or not stored.data else paused_until(BREAKER.decode(stored.data))
     return {} if until is None else {"pause_until": until.isoformat()}
 
 

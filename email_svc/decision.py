@@ -106,8 +106,12 @@ def path_works(verdict: Verdict, *, surge: bool) -> bool | None:
 
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?!\d)")
+_ADDRESS = re.compile(r"[^\s<>\"'=,:;()\[\]]+@[^\s<>\"',;()\[\]]+")
 _THROTTLING = re.compile(r"throttl|rate (limit )?exceeded|sending rate|too fast|quota", re.IGNORECASE)
-_ROTATION = re.compile(r"(message|mail|transaction)s?\b.*\b(session|connection)", re.IGNORECASE | re.DOTALL)
+_ROTATION = re.compile(
+    r"(too many|max(imum)?|limit)\b.{0,40}\b(message|mail|email|transaction)s?\b.{0,40}\b(session|connection)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def enhanced_code(text: str) -> str | None:
@@ -238,9 +242,9 @@ def _again(attempt: Attempt, history: History, expires_at: datetime, delay_s: fl
 
 
 def redacted(text: str, recipient: str) -> str:
-    """A server's words without the recipient's address or local part, at most 200 characters on one line."""
+    """A server's words without the recipient's local part or any address, at most 200 characters on one line."""
     local = recipient.rpartition("@")[0]
     text = re.sub(re.escape(recipient), "<recipient>", text, flags=re.IGNORECASE)
     # A dot before or after it may belong to a longer address, or end a sentence.
     text = re.sub(rf"(?<!\w)(?<!\w\.){re.escape(local)}(?!\.?\w)", "<local>", text, flags=re.IGNORECASE)
-    return " ".join(text.split())[:200]
+    return " ".join(_ADDRESS.sub("<address>", text).split())[:200]

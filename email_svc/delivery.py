@@ -42,6 +42,7 @@ from email_svc.leave import Leave, Path
 from email_svc.ledger import Ledger, Row
 from email_svc.limiter import Limiter
 from email_svc.message import Composer, Mail, UnusableMail
+from email_svc.policies.limit import Token
 from email_svc.smtp import SmtpConnection, SmtpPool
 
 log = structlog.get_logger()
@@ -120,7 +121,7 @@ class Delivery:
                     await self._settle(trial, await self._deliver(trial))
                 except asyncio.CancelledError:
                     await self._settle(trial, Later(0.0))  # shutting down is no attempt
-                    await self._path.give_back(leave)
+                    await self._path.give_back(leave, works=trial.works)
                     raise
                 except (Unavailable, ApiError) as exc:
                     log.warning("email.given_back", sequence=message.sequence, reason=str(exc))
@@ -137,8 +138,7 @@ class Delivery:
             case Done():
                 await trial.message.ack()  # may be lost: then it comes again and is known
             case Later(delay_s):
-                if trial.lease.valid:  # else it is another's by now, and the broker would take our nak for theirs
-                    await trial.message.nak(delay_s)
+                await trial.message.nak(delay_s)  # unsaid if it may be another's by now
             case Erase():
                 await self._ledger.erase_entry(trial.message.sequence)
             case None:
@@ -191,10 +191,11 @@ class Delivery:
         self, trial: Trial, event: m.WelcomeEmailRequested, mail: Mail, row: Row | None, looked_at: float
     ) -> SmtpResult | Later:
         """Connection, token, leave, and one dialogue; `Later` if it did not come to an attempt."""
-        connection = await self._pool.acquire()
+        connection, token = await self._pool.acquire(), None
         try:
             if isinstance(connection, SmtpConnection):
-                if not await self._token(trial):
+                token = await self._token(trial, event)
+                if token is None:
                     return Later(random.uniform(*_REFUSED_S))
                 if not self._pool.serves(connection):  # it died of age while it waited
                     self._pool.release(connection)
@@ -208,32 +209,34 @@ class Delivery:
                 return Later(0.0)  # somebody else has dealt with it meanwhile
             if not await self._path.still(trial.leave):
                 return Later(random.uniform(*_REFUSED_S))  # not attempted is not failed
+            if token is None or not self._limiter.good(
+                token
+            ):  # it took too long
+                return Later(0.0)
             self._path.begun(trial.leave)
             aged = not connection.fresh
             result = await self._send_on(connection, mail, trial.lease)
         finally:
             if isinstance(connection, SmtpConnection):
                 self._pool.release(connection)
-        stale = aged and result.phase is Phase.MAIL and result.fault is Fault.DISCONNECTED
-        rotate = classify(result) is Verdict.ROTATE
-        if stale or rotate:
+        stale = result.phase is Phase.MAIL and result.fault is Fault.DISCONNECTED
+        if aged and (stale or classify(result) is Verdict.ROTATE):
             self._pool.refresh()  # what ended this one has mostly ended its neighbours
-            # It comes again, with a token and a leave of its own: at once, unless a new connection was sent away too.
-            return Later(random.uniform(*_REFUSED_S) if rotate and not aged else 0.0)
+            return Later(0.0)  # it comes again, on a new connection, with a token and a leave of its own
         return result
 
-    async def _token(self, trial: Trial) -> bool:
-        """Waits for a token; False: the leave was lost meanwhile. A permit is renewed while it waits, or it lapses."""
+    async def _token(self, trial: Trial, event: m.WelcomeEmailRequested) -> Token | None:
+        """Waits for a token, renewing the leave; None: that was lost meanwhile, or the deadline passed."""
         began = time.monotonic()
         taking = asyncio.ensure_future(self._limiter.take())
         try:
             while not (await asyncio.wait({taking}, timeout=_RENEW_LEAVE_S))[0]:
-                if not await self._path.still(trial.leave):
-                    return False
+                if self._clock.now() >= event.expires_at or not await self._path.still(trial.leave):
+                    return None
         finally:
             taking.cancel()
         metrics.TOKEN_WAIT.observe(time.monotonic() - began)
-        return True
+        return taking.result() if self._clock.now() < event.expires_at else None
 
     async def _send_on(self, connection: SmtpConnection, mail: Mail, lease: Lease) -> SmtpResult:
         """Once the dot is out, only its reply tells what happened: not even a shutdown cuts that wait short."""
@@ -258,6 +261,8 @@ class Delivery:
         self, trial: Trial, event: m.WelcomeEmailRequested, row: Row | None, result: SmtpResult
     ) -> Settlement:
         verdict, seconds = classify(result), time.monotonic() - trial.began
+        if verdict is Verdict.ROTATE:
+            verdict = Verdict.PATH  # sent away on a new connection too
         if verdict is Verdict.ABANDONED:
             metrics.LEASE_LOST.inc()
             log.warning("email.lease_lost", event_id=event.event_id)
@@ -322,6 +327,8 @@ class Delivery:
                 await self._ledger.pend(attempts, row)
             except Conflict:
                 return Later(0.0)  # somebody else has dealt with it meanwhile: look again
+            except (Unavailable, ApiError) as exc:
+                log.warning("email.attempt_not_written", event_id=event.event_id, reason=str(exc))
         return Later(decision.delay_s)
 
     async def _end(
@@ -344,8 +351,8 @@ class Delivery:
             kept = await self._ledger.end(outcome, row)
         if kept != outcome:
             return await self._known(kept)
-        if state is not m.State.SENT:
-            await self._ledger.bury(outcome)
+        if state is not m.State.SENT and not await self._ledger.bury(outcome):
+            return Erase()
         metrics.OUTCOMES.labels(state).inc()
         log.info(f"email.{state}", event_id=event.event_id, attempts=history.total, reason=reason)
         return Done()
@@ -356,8 +363,8 @@ class Delivery:
             return Erase()
         if outcome.history.total > 1 or outcome.state is m.State.EXPIRED:
             await self._ledger.forget_attempts(outcome.event_id)
-        if outcome.state is not m.State.SENT:
-            await self._ledger.bury(outcome)
+        if outcome.state is not m.State.SENT and not await self._ledger.bury(outcome):
+            return Erase()
         return Done()
 
 

@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 _READ_EVERY_S = 5.0
 _EDGE_EVERY_S = 0.1
+_TRIES = 5
 
 
 class DowntimeRecord(Wire, frozen=True, kw_only=True, tag="control.downtime.v1"):
@@ -62,8 +63,12 @@ class Downtime:
         while True:
             if time.monotonic() - read_at >= _READ_EVERY_S:
                 read_at = time.monotonic()
-                with contextlib.suppress(Unavailable, ApiError):
+                try:
                     await self._read()
+                except (Unavailable, ApiError) as exc:
+                    log.warning("downtime.unreachable", reason=str(exc))
+                except Exception:
+                    log.exception("downtime.failed")
             until = self.until
             metrics.DOWNTIME.set(until is not None)
             if was_down != (until is not None):
@@ -78,10 +83,12 @@ class Downtime:
         with contextlib.suppress(msgspec.DecodeError, KeyError, ValueError):
             self._adopt(DOWNTIME.decode(raw.data), int((raw.headers or {})["Nats-Sequence"]))
 
-    async def _read(self) -> None:
+    async def _read(self) -> int:
+        """Adopts what the leader has, whatever was known before; its revision."""
         stored = await self._broker.last(s.CONTROL, s.DOWNTIME_KEY)
-        if stored is not None:
-            self._adopt(DOWNTIME.decode(stored.data), stored.seq)
+        self._record = DOWNTIME.decode(stored.data) if stored is not None and stored.data else DowntimeRecord()
+        self._revision = stored.seq if stored is not None else 0
+        return self._revision
 
     def _adopt(self, record: DowntimeRecord, revision: int) -> None:
         if revision > self._revision:

@@ -4,19 +4,16 @@
           or the connection to the broker is lost: one that was killed may have forgotten whose the message is
 
 Before the final dot of a mail the worker looks at it. Once over it is over for good: the message may be another
-worker's by then, and the broker would take a late nak of ours as if it were not.
+worker's by then (contracts.runtime.pull: `Message.ours`).
 """
 
 import asyncio
-import time
 from types import TracebackType
 
 from contracts.runtime.broker import Unavailable
 from contracts.runtime.pull import Message
-from contracts.topology import ACK_WAIT_S
 
 RENEW_EVERY_S = 10.0
-_MARGIN_S = 5.0
 
 
 class Lease:
@@ -24,12 +21,11 @@ class Lease:
 
     def __init__(self, message: Message) -> None:
         self._message = message
-        self._until = message.pulled_at + ACK_WAIT_S - _MARGIN_S
 
     @property
     def valid(self) -> bool:
         """Whether the message is certainly still ours."""
-        return self._message.undisturbed and time.monotonic() < self._until
+        return self._message.ours
 
     async def __aenter__(self) -> "Lease":
         self._keeper = asyncio.create_task(self._keep())
@@ -43,13 +39,10 @@ class Lease:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
-            sent_at = time.monotonic()
-            if sent_at >= self._until:
+            if self._message.lapsed:
                 return
             # On another connection too: while the reply to a dot is awaited, nobody else should have the message.
             try:
                 await self._message.keep(timeout_s=2.0)
             except Unavailable:
                 continue  # not confirmed: it runs out unless the next one is
-            if time.monotonic() < self._until:  # the process may have been stopped while it waited for the answer
-                self._until = sent_at + ACK_WAIT_S - _MARGIN_S

@@ -129,9 +129,12 @@ class Path:
         await self._broker.client.subscribe(s.changed(s.BREAKER_KEY), cb=self._heard)
         while True:
             began = time.monotonic()
-            await self._sample_clock()
-            await self._read()
-            await self._flush()
+            try:
+                await self._sample_clock()
+                await self._read()
+                await self._flush()
+            except Exception:
+                log.exception("path.failed")
             # What the calls took is part of the second: with a slow broker the reading would be stale half of the time.
             await asyncio.sleep(max(0.05, _READ_EVERY_S * random.uniform(0.8, 1.0) - (time.monotonic() - began)))
 
@@ -152,7 +155,7 @@ class Path:
             stored = await self._broker.last(s.CONTROL, s.BREAKER_KEY, timeout_s=1.0)
         except (Unavailable, ApiError):
             return
-        if stored is not None:
+        if stored is not None and stored.data:  # empty: deleted by hand; user_svc makes it anew
             self._read_at = sent_at  # a broadcast does not refresh it: only what was asked for proves the way
             self._adopt(c.BREAKER.decode(stored.data), stored.seq)
 
@@ -283,10 +286,11 @@ class Path:
             self._nonce = max(self._nonce, leave.nonce + 1)
             await self._tell(leave, "unused", "")
 
-    async def give_back(self, leave: Leave) -> None:
-        """The same in passing, as the process ends: said once, not waited for."""
+    async def give_back(self, leave: Leave, *, works: bool | None) -> None:
+        """What came of a permit, in passing, as the process ends: said once, not waited for."""
         if leave.kind == "permit":
-            result = c.Result(worker=self._worker, nonce=leave.nonce, epoch=leave.epoch, how="unused")
+            how: Literal["ok", "failed", "unused"] = "unused" if works is None else "ok" if works else "failed"
+            result = c.Result(worker=self._worker, nonce=leave.nonce, epoch=leave.epoch, how=how)
             with contextlib.suppress(Exception):
                 await self._broker.client.publish(s.RESULT_ALL, c.RESULTED.encode(result))
 

@@ -112,8 +112,8 @@ class Ledger:
             expect_on=s.delivery_rows(attempts.event_id),
         )
 
-    async def bury(self, outcome: m.Outcome) -> None:
-        """Writes the dead letter of an outcome; again is the same."""
+    async def bury(self, outcome: m.Outcome) -> bool:
+        """Writes the dead letter of an outcome; again is the same. False: its user was erased, and it is gone again."""
         history = outcome.history
         letter = m.DeadLetter(
             event_id=outcome.event_id,
@@ -125,7 +125,12 @@ class Ledger:
             attempts=history.total,
             requested_at=outcome.requested_at,
         )
-        await self._broker.store(s.dead_letter(outcome.event_id, outcome.state), m.DEAD_LETTER.encode(letter))
+        seq = await self._broker.store(s.dead_letter(outcome.event_id, outcome.state), m.DEAD_LETTER.encode(letter))
+        holds = await self._broker.last(s.DELIVERIES, s.outcome(outcome.event_id, "*"))
+        if holds is not None and m.OUTCOME.decode(holds.data).state is m.State.ERASED:
+            await self._broker.delete(s.DEAD_LETTERS, seq)
+            return False
+        return True
 
     async def quarantine(self, sequence: int, subject: str, data: bytes, reason: str) -> None:
         """Keeps a message without a trustworthy id for 7 days, bytes and all, named by its sequence in the queue.

@@ -59,6 +59,15 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
             limit.per_day(self.per_day)
 
 
+_NO_LIMIT = limit.Token(0.0, math.inf)
+_STATES: dict[limit.Algorithm, type[limit.State]] = {
+    "token_bucket": limit.Gcra,
+    "leaky_bucket": limit.Gcra,
+    "fixed_window": limit.Window,
+    "sliding_window": limit.Slots,
+}
+
+
 class Limiter:
     """Use `run` as a task."""
 
@@ -71,10 +80,10 @@ class Limiter:
         self._sent: tuple[int, float] | None = None
         """Revision of our last write and when it was sent: its republished time is a sample with both ends."""
 
-    async def take(self) -> None:
-        """Waits until one mail may begin, now. A token that comes too late is void: another is waited for."""
+    async def take(self) -> limit.Token:
+        """Waits until one mail may begin, now. Whoever does anything else first looks at `good` before it begins."""
         if self._settings.rpm == 0 and self._settings.per_day is None:
-            return
+            return _NO_LIMIT
         while True:
             future: asyncio.Future[limit.Token] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
@@ -82,9 +91,15 @@ class Limiter:
             token = await future
             while (wait_s := token.due - self._clock.low()) > 0:  # noqa: ASYNC110 - the bracket moves meanwhile
                 await asyncio.sleep(wait_s)
-            if self._clock.high() < token.void:
-                return
-            metrics.TOKENS_VOID.inc()
+            if self.good(token):
+                return token
+
+    def good(self, token: limit.Token) -> bool:
+        """Whether a mail may still begin under it: late tokens are void, or those that ran up would go out at once."""
+        if self._clock.high() < token.void:
+            return True
+        metrics.TOKENS_VOID.inc()
+        return False
 
     async def run(self) -> None:
         """Takes tokens for whoever waits, for ever."""
@@ -100,6 +115,10 @@ class Limiter:
             except (Unavailable, ApiError) as exc:
                 log.warning("limiter.unreachable", reason=str(exc))
                 await asyncio.sleep(_AGAIN_S * 10)
+                continue
+            except Exception:
+                log.exception("limiter.failed")
+                await asyncio.sleep(1)
                 continue
             metrics.TOKENS.inc(len(tokens))
             for token in tokens:
@@ -130,7 +149,7 @@ class Limiter:
         state, day, tokens = record.state, record.day, [limit.Token(now, math.inf)] * n
         policy = self._policy(record, now)
         if policy is not None:
-            if record.algorithm != self._settings.algorithm:
+            if record.algorithm != self._settings.algorithm or not isinstance(state, _STATES[record.algorithm]):
                 # Written down though it gives no token: else it would start as used up for ever.
                 state = policy.used_up(now)
                 record = msgspec.structs.replace(record, algorithm=self._settings.algorithm, state=state)
@@ -144,7 +163,7 @@ class Limiter:
             if not daily:
                 return record, [], law.available(day, now)[1]
             tokens = [limit.Token(max(a.due, b.due), min(a.void, b.void)) for a, b in zip(tokens, daily, strict=False)]
-        changed = msgspec.structs.replace(record, algorithm=self._settings.algorithm, state=state, day=day)
+        changed = msgspec.structs.replace(record, state=state, day=day)
         return changed, tokens, now
 
     def _policy(self, record: RateRecord, now: float) -> limit.Policy[limit.State] | None:
@@ -158,10 +177,11 @@ class Limiter:
         if not self._clock.known:
             raise Unavailable("the broker's time is not known yet", sent=False)
         stored = await self._broker.last(s.CONTROL, s.RATE_LIMIT_KEY)
-        if stored is not None:
+        if stored is not None and stored.data:
             return RATE.decode(stored.data), stored.seq
-        # Nothing was ever used: the bucket is full.
-        return RateRecord(algorithm=self._settings.algorithm, state=self._unused()), 0
+        # Nothing was ever used, or an operator deleted the key: the bucket is full.
+        fresh = RateRecord(algorithm=self._settings.algorithm, state=self._unused())
+        return fresh, stored.seq if stored is not None else 0
 
     def _unused(self) -> limit.State:
         settings = self._settings

@@ -75,13 +75,15 @@ class Guard:
         """The record and its revision, from the leader. Made if there is none."""
         while True:
             stored = await self._broker.last(s.CONTROL, s.BREAKER_KEY)
-            if stored is not None:
+            if stored is not None and stored.data:
                 record = c.BREAKER.decode(stored.data)
                 self._saw(record)
                 return record, stored.seq
+            # None yet, or an operator deleted the key.
             first = breaker.first(await self._now(), self._rules)
+            revision = stored.seq if stored is not None else 0
             try:
-                await self._broker.store(s.BREAKER_KEY, c.BREAKER.encode(first), expect_last=0)
+                await self._broker.store(s.BREAKER_KEY, c.BREAKER.encode(first), expect_last=revision)
             except Conflict:
                 continue
 
@@ -165,7 +167,8 @@ class Guard:
             log.exception("breaker.failed", subject=raw.subject)
 
     async def _changed(self, raw: Msg) -> None:
-        self._saw(c.BREAKER.decode(raw.data))
+        if raw.data:
+            self._saw(c.BREAKER.decode(raw.data))
 
     async def _asked(self, raw: Msg) -> None:
         ask, now = c.ASKED.decode(raw.data), await self._now()

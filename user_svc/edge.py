@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from prometheus_client import Counter
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -80,6 +80,8 @@ class Edge:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self._app(scope, receive, tagged)
+        except ClientDisconnect:
+            status = status or 499  # nobody is there to be answered
         except Exception:
             log.exception("request.failed")
             if status == 0:

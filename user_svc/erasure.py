@@ -53,6 +53,7 @@ async def erase(broker: Broker, user_id: str, *, email_deadline_s: float) -> Non
         await _mark(broker, event, ttl_s=email_deadline_s + _DAY_S)
     # Listed again: what a worker wrote before its event was marked is there by now, and after it nothing can be.
     rows = await broker.subjects(s.DELIVERIES, s.delivery_rows(f"{user_id}.*"))
+    letters = await broker.subjects(s.DEAD_LETTERS, s.dead_letter(f"{user_id}.*", "*"))
     for stream, subjects in ((s.WELCOME_EMAILS, queued), (s.DEAD_LETTERS, letters), (s.DELIVERIES, rows)):
         for subject in subjects:
             if s.event_in(subject, user_id) in events and not subject.endswith(f".{m.State.ERASED}"):

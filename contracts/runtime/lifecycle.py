@@ -98,7 +98,7 @@ async def serving(app: Any, *, host: str, port: int, variable: str, grace_s: flo
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancels a task and waits for its end."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    """Cancels a task and waits for its end; again and again, for `asyncio.wait_for` of Python 3.11 may swallow one."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)

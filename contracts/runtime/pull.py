@@ -27,6 +27,9 @@ from contracts.runtime.broker import Broker, Unavailable
 
 log = structlog.get_logger()
 
+ACK_WAIT_S = 30
+"""The broker hands a message to another after so long without a word; of every durable that is pulled."""
+_LEASE_MARGIN_S = 5.0
 EXPIRES_S = 1.0
 _GRACE_S = 0.5
 _RETIRED_S = 30.0
@@ -55,22 +58,30 @@ class Message:
         """How often the broker has handed it out, this time included."""
         self.stored_at = datetime.fromtimestamp(int(time_ns) / 1e9, UTC)
         """The broker's time of the write."""
-        self.pulled_at = pulled_at
-        """Monotonic time at which the pull was sent: the broker's ack_wait began at or after it."""
+        self._held_until = pulled_at + ACK_WAIT_S - _LEASE_MARGIN_S
+        # Monotonic. `pulled_at` is when the pull was sent: the broker's ack_wait began at or after it.
         self.admit = admit
 
     @property
-    def undisturbed(self) -> bool:
-        """Whether the connection has been up ever since the pull. If not, the broker may have forgotten that it handed
-        this out, and another may have it in hand."""
-        return self._broker.client.is_connected and self._reconnects == _reconnects(self._broker)
+    def lapsed(self) -> bool:
+        """Whether ack_wait may be over, by what the broker has confirmed. Never false again."""
+        return time.monotonic() >= self._held_until
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is certainly still ours: not lapsed, and the connection has been up ever since the pull. If it has
+        not, the broker may have forgotten that it handed this out, and another may have it in hand."""
+        undisturbed = self._broker.client.is_connected and self._reconnects == _reconnects(self._broker)
+        return undisturbed and not self.lapsed
 
     async def ack(self) -> None:
         """Done, for good. May be lost with the connection or the broker: then the message comes again."""
         await self._say(b"+ACK")
 
     async def nak(self, delay_s: float = 0.0) -> None:
-        """Given back, to come again after a delay."""
+        """Given back, to come again after a delay. Unsaid where it may be another's: the broker would take our word."""
+        if not self.ours:
+            return
         await self._say(b'-NAK {"delay": %d}' % int(delay_s * 1e9) if delay_s > 0 else b"-NAK")
 
     async def keep(self, timeout_s: float) -> None:
@@ -79,7 +90,10 @@ class Message:
         Raises:
             Unavailable: not confirmed.
         """
+        sent_at = time.monotonic()
         await self._broker.request(self._raw.reply, b"+WPI", timeout_s=timeout_s)
+        if not self.lapsed:  # the process may have been stopped while it waited for the answer
+            self._held_until = sent_at + ACK_WAIT_S - _LEASE_MARGIN_S
 
     async def _say(self, word: bytes) -> None:
         try:

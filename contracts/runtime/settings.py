@@ -15,6 +15,7 @@ import msgspec
 S = TypeVar("S", bound=msgspec.Struct)
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_YEAR_S = 366 * 86_400.0
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _BOOL = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _SECRET = re.compile(r"PASSWORD|TOKEN|_KEY|SMTP_URL|NATS_URL")
@@ -29,12 +30,15 @@ def duration_s(text: str) -> float:
     """Seconds of `100ms`, `30s`, `5m`, `24h`, `7d`.
 
     Raises:
-        ValueError: not a number with a unit.
+        ValueError: not a number with a unit, or more than a year.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("expected a duration like 100ms, 30s, 5m or 24h")
-    return float(match[1]) * _UNITS_S[match[2]]
+    seconds = float(match[1]) * _UNITS_S[match[2]]
+    if seconds > _YEAR_S:
+        raise ValueError("expected at most a year")  # so that no sum of times overflows
+    return seconds
 
 
 def port(text: str) -> int:
