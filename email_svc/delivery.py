@@ -209,9 +209,7 @@ class Delivery:
                 return Later(0.0)  # somebody else has dealt with it meanwhile
             if not await self._path.still(trial.leave):
                 return Later(random.uniform(*_REFUSED_S))  # not attempted is not failed
-            if token is None or not self._limiter.good(
-                token
-            ):  # it took too long
+            if token is None or not self._limiter.good(token):  # it took too long
                 return Later(0.0)
             self._path.begun(trial.leave)
             aged = not connection.fresh

@@ -58,8 +58,9 @@ class Message:
         """How often the broker has handed it out, this time included."""
         self.stored_at = datetime.fromtimestamp(int(time_ns) / 1e9, UTC)
         """The broker's time of the write."""
+        self.pulled_at = pulled_at
+        """Monotonic time at which the pull was sent: the broker's ack_wait began at or after it."""
         self._held_until = pulled_at + ACK_WAIT_S - _LEASE_MARGIN_S
-        # Monotonic. `pulled_at` is when the pull was sent: the broker's ack_wait began at or after it.
         self.admit = admit
 
     @property
@@ -204,7 +205,7 @@ class PullLoop:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
+        while self._tasks:  # what arrives meanwhile is given back
             await asyncio.wait(self._tasks)
 
     async def _drain(self, inbox: _Inbox) -> None:

@@ -240,7 +240,7 @@ async def test_rate_limit_holds_in_every_window_and_is_used(system: System, smtp
     cuts = iter(range(10**6))
     smtp.on("mail", lambda _: Reply(421, "4.7.0 too many messages in this session") if next(cuts) % 6 == 3 else None)
     await system.start(email=False)
-    system.email.env |= {"RATE_LIMIT_RPM": "600", "RATE_LIMIT_BURST": str(burst)}
+    system.email.env |= {"RATE_LIMIT_RPM": "600", "RATE_LIMIT_BURST": str(burst), "MESSAGE_RETRY_DELAYS": "300ms"}
     async with client_of(system) as client, broker_of(system) as broker:
         await together(*(register(client, n) for n in range(mails)))
         system.email.start()
@@ -259,7 +259,7 @@ async def test_rate_limit_holds_after_a_freeze(system: System, smtp: SmtpServer)
     """Tokens that fell due while the process was stopped are void: they do not go out at once when it goes on."""
     rate, burst, mails = 10.0, 2, 50
     await system.start(email=False)
-    system.email.env |= {"RATE_LIMIT_RPM": "600", "RATE_LIMIT_BURST": str(burst)}
+    system.email.env |= {"RATE_LIMIT_RPM": "600", "RATE_LIMIT_BURST": str(burst), "MESSAGE_RETRY_DELAYS": "300ms"}
     async with client_of(system) as client, broker_of(system) as broker:
         await together(*(register(client, n) for n in range(mails)))
         system.email.start()

@@ -174,7 +174,7 @@ async def test_credit_bounds_what_waits(queue: Broker) -> None:
 
 
 async def test_credit_can_be_moved(queue: Broker) -> None:
-    """Down to 1 and up again at once; what is out of range is brought into it."""
+    """Down to nothing and up again at once; what is out of range is brought into it."""
     in_hand: list[asyncio.Event] = []
 
     async def handle(message: Message) -> None:
@@ -186,8 +186,8 @@ async def test_credit_can_be_moved(queue: Broker) -> None:
     await fill(queue, 40)
     async with loop_of(queue, handle, slots=16, credit=1) as loop:
         await eventually(lambda: len(in_hand) == 1)
-        loop.credit = 0
-        assert loop.credit == 1
+        loop.credit = -5
+        assert loop.credit == 0
         loop.credit = 1000
         assert loop.credit == 16
         await eventually(lambda: len(in_hand) == 16)
