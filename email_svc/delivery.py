@@ -191,6 +191,13 @@ class Delivery:
         self, trial: Trial, event: m.WelcomeEmailRequested, mail: Mail, row: Row | None, looked_at: float
     ) -> SmtpResult | Later:
         """Connection, token, leave, and one dialogue; `Later` if it did not come to an attempt."""
+        if self._downtime.until is not None:  # nothing is reached, so nothing is used up
+            if not await self._path.still(trial.leave):
+                return Later(random.uniform(*_REFUSED_S))
+            self._path.begun(trial.leave)
+            trial.message.admit()
+            trial.began = time.monotonic()
+            return SmtpResult(phase=Phase.CONNECT, fault=Fault.SIMULATED_DOWNTIME)
         connection, token = await self._pool.acquire(), None
         try:
             if isinstance(connection, SmtpConnection):
@@ -238,8 +245,6 @@ class Delivery:
 
     async def _send_on(self, connection: SmtpConnection, mail: Mail, lease: Lease) -> SmtpResult:
         """Once the dot is out, only its reply tells what happened: not even a shutdown cuts that wait short."""
-        if self._downtime.until is not None:
-            return SmtpResult(phase=Phase.CONNECT, fault=Fault.SIMULATED_DOWNTIME)
         sending = asyncio.ensure_future(
             connection.send(mail, self._composer.envelope_from, before_dot=lambda: lease.valid)
         )
@@ -316,6 +321,7 @@ class Delivery:
             verdict=attempt.verdict,
             phase=attempt.phase,
             code=attempt.code,
+            text=attempt.text,
             delay_s=round(decision.delay_s, 3),
         )
         if decision.history is not history:
@@ -352,7 +358,11 @@ class Delivery:
         if state is not m.State.SENT and not await self._ledger.bury(outcome):
             return Erase()
         metrics.OUTCOMES.labels(state).inc()
-        log.info(f"email.{state}", event_id=event.event_id, attempts=history.total, reason=reason)
+        if state is m.State.SENT:
+            log.info("email.sent", event_id=event.event_id, attempts=history.total)
+        else:
+            text = history.attempts[-1].text if history.attempts else ""
+            log.warning(f"email.{state}", event_id=event.event_id, attempts=history.total, reason=reason, text=text)
         return Done()
 
     async def _known(self, outcome: m.Outcome) -> Settlement:

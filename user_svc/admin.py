@@ -60,12 +60,22 @@ def routes(
             for_s = None if body.for_ is None else duration_s(body.for_)
         except ValueError as exc:
             raise Refused(422, f"for: {exc}") from exc
-        await act(request, "breaker-open", body.for_ or "until further notice", lambda: guard.open(for_s, body.reason))
+
+        async def open_() -> None:
+            await guard.open(for_s, body.reason)
+            await guard.look()  # so that the answer says what the broker shows now
+
+        await act(request, "breaker-open", body.for_ or "until further notice", open_)
         return json_response(_breaker_view(guard, settings))
 
     async def breaker_close(request: Request) -> Response:
         body: Close = body_as(Close, await acting(request, token))
-        await act(request, "breaker-close", "", lambda: guard.close(body.reason))
+
+        async def close() -> None:
+            await guard.close(body.reason)
+            await guard.look()
+
+        await act(request, "breaker-close", "", close)
         return json_response(_breaker_view(guard, settings))
 
     async def show(what: Any) -> Response:

@@ -114,7 +114,7 @@ class Memory:
         self.run += 1
         ok, failed = self.counts(now)
         if self.run >= rules.failure_threshold:
-            return Opening(reason=f"{self.run} path failures in a row", for_s=rules.open_s)
+            return Opening(reason=f"path failures of {self.run} mails in a row", for_s=rules.open_s)
         if ok + failed >= WINDOW_MIN and failed >= WINDOW_SHARE * (ok + failed):
             reason = f"{failed} path failures of {ok + failed} within {WINDOW_S:.0f} s"
             return Opening(reason=reason, for_s=rules.open_s)

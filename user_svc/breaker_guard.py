@@ -124,7 +124,12 @@ class Guard:
             if record.state is c.Breaker.OPEN:
                 metrics.BREAKER_OPENED.inc()
             level = log.warning if record.state is c.Breaker.OPEN else log.info
-            level(f"breaker.{record.state}", epoch=record.epoch, reason=record.reason, until=record.open_until)
+            level(
+                f"breaker.{record.state}",
+                epoch=record.epoch,
+                reason=record.reason,
+                until=record.open_until and record.open_until.isoformat(),
+            )
             self._wake.set()
 
     def now(self) -> datetime:
@@ -288,8 +293,10 @@ class Guard:
             off_s = None if shown.paused_until is None else (shown.paused_until - until).total_seconds()
             if until > now and (off_s is None or off_s < -0.001 or off_s > 0.5):
                 await self._pause(until)
+                await self._show()
         elif shown.paused_until is not None and (shown.paused_until - now).total_seconds() > 1.0:
             await self._end_pause(record.epoch)
+            await self._show()
 
     async def _pause(self, until: datetime) -> dict[str, Any]:
         """Pauses until an absolute time: all replicas write the same."""

@@ -51,5 +51,7 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         if self.production:
             if self.user_id_key == DEVELOPMENT_KEY:
                 raise ValueError("USER_ID_KEY: required when ENVIRONMENT=production")
+            if len(self.user_id_key) < 16:
+                raise ValueError("USER_ID_KEY: expected 16 characters or more: it must never change, nor be guessed")
             if self.admin_token is None:
                 raise ValueError("ADMIN_TOKEN: required when ENVIRONMENT=production")

@@ -85,7 +85,8 @@ def run(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main(config))
     except (BadStart, PortTaken) as exc:
-        log.error("process.cannot_start", reason=str(exc))
+        # Not through the log, which would take what looks like an address out of the hint.
+        print(f"{service} cannot start:\n{exc}", file=sys.stderr)
         return BAD_START
 
 

@@ -410,6 +410,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+_CONNECT_S = 10.0
+
 USAGE = """usage:
   backup.py save DIR                      saves what the broker at NATS_URL keeps; the services may run
   backup.py restore DIR [replace]         into the broker at NATS_URL, with STREAM_REPLICAS replicas; services stopped
@@ -420,7 +422,11 @@ async def _main(settings: Settings) -> int:
     stop = Stop()
 
     async def at(url: str) -> Broker:
-        return await connect_as("operator", msgspec.structs.replace(settings, nats_url=url), stop.fail)
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                return await connect_as("operator", msgspec.structs.replace(settings, nats_url=url), stop.fail)
+        except TimeoutError as exc:
+            raise BadStart(f"no broker answers at {url}: `just up` or `just broker` starts one") from exc
 
     opened: list[Broker] = []
     try:

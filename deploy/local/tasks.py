@@ -37,7 +37,11 @@ def create_user(email: str = "", name: str = "Ada Lovelace") -> int:
 def admin(service: str, path: str, body: str = "") -> int:
     """Ask an admin listener, or act there with a JSON body, and print the answer."""
     variable, default = {"user": ("USER_METRICS_PORT", 9101), "email": ("EMAIL_METRICS_PORT", 9102)}[service]
-    return _call(f"{service}_svc", port(variable, default), path, json.loads(body) if body else None)
+    try:
+        asked = json.loads(body) if body else None
+    except ValueError:
+        return complain(f"not JSON: {body}\nA filter is written like '{{\"code\": 550}}'.")
+    return _call(f"{service}_svc", port(variable, default), path, asked)
 
 
 def _call(what: str, port: str, path: str, body: object = None) -> int:
