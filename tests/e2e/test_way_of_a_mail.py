@@ -46,4 +46,6 @@ async def test_thousand_registrations_are_a_thousand_mails(system: System, smtp:
             return all(v.json()["welcome_email"]["status"] == "sent" for v in views)
 
         await eventually(all_sent, within_s=30)
+        queue = (await client.get(f"{system.user.admin}/queue")).json()
+        assert (queue["size"], queue["outbox_pending"]) == (0, 0)
     assert len({t.message_id for t in smtp.accepted}) == 1000
