@@ -8,8 +8,6 @@ where something that exists contradicts the design, nobody touches it and the st
 
 import asyncio
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -19,6 +17,7 @@ import structlog
 from contracts import subjects as s
 from contracts.control import BREAKER, paused_until
 from contracts.runtime.broker import NO_CONSUMER, NO_STREAM, ApiError, Broker, Unavailable
+from contracts.runtime.durability import check_durability
 from contracts.runtime.lifecycle import Stop
 from contracts.runtime.process import BadStart, CommonSettings, Count, connect_as, run
 from contracts.runtime.pull import ACK_WAIT_S
@@ -29,7 +28,6 @@ Service = Literal["user_svc", "email_svc"]
 
 _NS = 1_000_000_000
 _FAR = "2200-01-01T00:00:00Z"
-_MONITORING_WITHIN_S = 5.0
 _PASSING = frozenset({10004, 10005, 10008, 10009, 10023})
 """err_codes of a cluster on its way: incomplete, no peers, temporarily unavailable, no leader, no resources."""
 
@@ -345,47 +343,6 @@ def _differs(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, list):
         return sorted(found or []) != sorted(wanted)
     return (found or 0) != (wanted or 0)
-
-
-async def check_durability(monitoring_url: str | None, wanted: Literal["always", "interval"]) -> None:
-    """Refuses a broker that acknowledges before its disk has the message, where `always` is wanted.
-
-    Only the monitoring port tells; of several (comma-separated) one has to answer. Where none does they are asked again
-    for 5 s, for the broker may be starting. Raises BadStart.
-    """
-    if wanted == "interval":
-        return
-    if monitoring_url is None:
-        log.warning("topology.durability_unchecked", hint="set NATS_MONITORING_URL to have the broker's fsync checked")
-        return
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _MONITORING_WITHIN_S
-    configs: list[dict[str, Any]] = []
-    while not configs:
-        silent: OSError | None = None
-        for url in monitoring_url.split(","):
-            try:
-                configs.append(await asyncio.to_thread(_jetstream_config, url.strip()))
-            except (urllib.error.HTTPError, ValueError) as exc:
-                raise BadStart(f"NATS_MONITORING_URL={url}: cannot ask how the broker syncs: {exc}") from exc
-            except OSError as exc:
-                silent = exc
-                log.warning("topology.monitoring_silent", url=url)
-        if not configs:
-            if loop.time() > deadline:
-                raise BadStart(f"NATS_MONITORING_URL={monitoring_url}: nobody answers: {silent}") from silent
-            await asyncio.sleep(0.5)
-    if not all(config.get("sync_always") for config in configs):
-        raise BadStart(
-            "the broker does not fsync what it acknowledges: a power cut would lose accepted registrations. "
-            "Set `jetstream { sync_interval: always }` on the broker, or NATS_DURABILITY=interval to accept that."
-        )
-
-
-def _jetstream_config(monitoring_url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{monitoring_url.rstrip('/')}/varz", timeout=5) as answer:  # noqa: S310 - operator's
-        config: dict[str, Any] = msgspec.json.decode(answer.read()).get("jetstream", {}).get("config") or {}
-    return config
 
 
 class TopologySettings(CommonSettings, frozen=True, kw_only=True):

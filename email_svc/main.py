@@ -14,6 +14,7 @@ from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
 from contracts.runtime.clock import BrokerClock
+from contracts.runtime.durability import check_durability
 from contracts.runtime.lifecycle import Stop, cancelled, serving
 from contracts.runtime.process import BadStart, connect_as
 from email_svc.admin import routes as admin_routes
@@ -64,7 +65,7 @@ async def main(settings: Settings) -> int:
             )
 
         async def prepare() -> bool:
-            await topology.check_durability(settings.nats_monitoring_url, settings.nats_durability)
+            await check_durability(settings.nats_monitoring_url, settings.nats_durability)
             await topology.until_answered(provision)
             return True
 

@@ -16,6 +16,7 @@ from contracts import topology
 from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
+from contracts.runtime.durability import check_durability
 from contracts.runtime.lifecycle import Stop, cancelled, serving
 from contracts.runtime.process import connect_as
 from user_svc import api
@@ -76,7 +77,7 @@ async def main(settings: Settings) -> int:
                 await topology.remake_queue_consumer(connected, settings.queue_max_size)
 
         async def prepare() -> bool:
-            await topology.check_durability(settings.nats_monitoring_url, settings.nats_durability)
+            await check_durability(settings.nats_monitoring_url, settings.nats_durability)
             await topology.until_answered(provision)
             await topology.until_answered(store.check_key)
             return True

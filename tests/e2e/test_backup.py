@@ -191,6 +191,9 @@ async def test_mail_goes_on_during_the_backup(system: System, smtp: SmtpServer, 
             await eventually(lambda: len(smtp.accepted) > 60, within_s=20)
             known |= a | b | c
             await backup(system.nats.url, "save", str(tmp_path / "saved"))
+    # In order: a worker that is killed with a dot on its way is another test's business.
+    assert await system.email.terminate() == 0
+    assert await system.user.terminate() == 0
     system.stop()
     manifest = json.loads((tmp_path / "saved" / "mailflow.json").read_text())
     began = {one["name"]: datetime.fromisoformat(one["began_at"]).timestamp() for one in manifest["streams"]}

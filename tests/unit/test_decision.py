@@ -291,3 +291,14 @@ def test_words_are_cut_after_the_recipient_is_gone() -> None:
 def test_recipient_is_no_pattern(recipient: str) -> None:
     """Characters that mean something to a regular expression."""
     assert recipient not in redacted(f"<{recipient}> refused", recipient)
+
+
+def test_twenty_path_failures_spend_no_budget() -> None:
+    """However often the path fails: nothing is charged, the mail stays."""
+    history = History()
+    for _ in range(20):
+        decision = follows(Verdict.PATH, history)
+        assert decision.state is None
+        history = decision.history
+    assert (history.total, history.charged) == (20, 0)
+    assert follows(Verdict.SENT, history).state is State.SENT
