@@ -19,6 +19,8 @@ from tests.support.waiting import eventually
 RPM, BURST = 1200, 10
 RATE = RPM / 60
 WINDOW_RPM = 240  # of the windows: two of them are seen
+SEEN_LATER_S = 0.1
+"""The law is about when a MAIL begins; the server sees it that much later at most, as in the buckets' law."""
 
 
 def most_within(times: list[float], window_s: float) -> int:
@@ -41,12 +43,13 @@ def bucket_law(burst: int) -> Callable[[list[float]], None]:
 
 
 def window_law(times: list[float]) -> None:
-    assert most_within(times, 60.0) <= WINDOW_RPM
+    assert most_within(times, 60.0 - SEEN_LATER_S) <= WINDOW_RPM
 
 
 def minute_law(times: list[float]) -> None:
     to_wall = time.time() - time.monotonic()
-    minutes = Counter(int((at + to_wall) // 60) for at in times)
+    # Of a minute's first moments nobody can tell here whether the MAIL began before it.
+    minutes = Counter(int((at + to_wall) // 60) for at in times if (at + to_wall) % 60 >= SEEN_LATER_S)
     assert max(minutes.values()) <= WINDOW_RPM
 
 
