@@ -67,7 +67,7 @@ class Downtime:
                     await self._read()
                 except (Unavailable, ApiError) as exc:
                     log.warning("downtime.unreachable", reason=str(exc))
-                except Exception:
+                except Exception:  # outermost loop: a record that nobody can read must not end it
                     log.exception("downtime.failed")
             until = self.until
             metrics.DOWNTIME.set(until is not None)

@@ -133,7 +133,7 @@ class Path:
                 await self._sample_clock()
                 await self._read()
                 await self._flush()
-            except Exception:
+            except Exception:  # outermost loop: a record that nobody can read must not end it
                 log.exception("path.failed")
             # What the calls took is part of the second: with a slow broker the reading would be stale half of the time.
             await asyncio.sleep(max(0.05, _READ_EVERY_S * random.uniform(0.8, 1.0) - (time.monotonic() - began)))

@@ -116,7 +116,7 @@ class Limiter:
                 log.warning("limiter.unreachable", reason=str(exc))
                 await asyncio.sleep(_AGAIN_S * 10)
                 continue
-            except Exception:
+            except Exception:  # outermost loop: a record that nobody can read must not end it
                 log.exception("limiter.failed")
                 await asyncio.sleep(1)
                 continue

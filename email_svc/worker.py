@@ -78,7 +78,7 @@ class Worker:
             except (Unavailable, ApiError) as exc:
                 log.warning("worker.broken_off", reason=str(exc))
                 await asyncio.sleep(_LOOK_EVERY_S)
-            except Exception:
+            except Exception:  # outermost loop: nothing may end it
                 log.exception("worker.failed")
                 await asyncio.sleep(1)
 

@@ -168,7 +168,7 @@ class Guard:
             await handle(raw)
         except (Unavailable, ApiError, msgspec.DecodeError) as exc:
             log.warning("breaker.unheard", subject=raw.subject, reason=str(exc))  # the worker asks again
-        except Exception:
+        except Exception:  # outermost: one message must not end the guard
             log.exception("breaker.failed", subject=raw.subject)
 
     async def _changed(self, raw: Msg) -> None:
@@ -251,7 +251,7 @@ class Guard:
                 log.warning("breaker.cannot_look", reason=str(exc))
                 if isinstance(exc, ApiError) and exc.err_code == NO_CONSUMER:
                     await self._remake()
-            except Exception:
+            except Exception:  # outermost loop: nothing may end it
                 log.exception("breaker.failed")
             try:
                 async with asyncio.timeout(_PERIOD_S * random.uniform(0.8, 1.2)):

@@ -82,7 +82,7 @@ class Edge:
             await self._app(scope, receive, tagged)
         except ClientDisconnect:
             status = status or 499  # nobody is there to be answered
-        except Exception:
+        except Exception:  # outermost: the caller gets a 500, the log the traceback
             log.exception("request.failed")
             if status == 0:
                 await problem_response(Problem())(scope, receive, tagged)

@@ -117,5 +117,5 @@ async def keep_reconciled(
         except (Unavailable, ApiError) as exc:
             log.warning("reconciler.broken_off", reason=str(exc))
             missing = isinstance(exc, ApiError)
-        except Exception:
+        except Exception:  # outermost loop: nothing may end it
             log.exception("reconciler.failed")

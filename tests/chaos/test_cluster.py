@@ -73,7 +73,7 @@ class Load:
                 return
             if answer.status_code != 503:
                 return
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.25)  # what a client does after a 503
 
     def registered(self, count: int) -> bool:
         """Whether so many are; fails as soon as there was an answer that may not be."""

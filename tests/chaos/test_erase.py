@@ -39,7 +39,7 @@ async def test_erased_while_pending_gets_no_mail(system: System, smtp: SmtpServe
         async def story(n: int) -> tuple[str, str]:
             user_id = await register(client, n)
             first = (await client.get(f"/v1/users/{user_id}")).json()["welcome_email"]["event_id"]
-            await asyncio.sleep(rng.uniform(0, 0.5))
+            await asyncio.sleep(rng.uniform(0, 0.5))  # here and below: the random moment of the next blow
             await erase(client, user_id)
             await asyncio.sleep(rng.uniform(0, 0.05))
             assert await register(client, n) == user_id

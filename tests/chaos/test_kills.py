@@ -88,7 +88,7 @@ async def test_killed_broker_doubles_nothing(system: System, smtp: SmtpServer) -
         for _ in range(5):
             at = len(smtp.accepted) + rng.randint(5, 60)
             await eventually(lambda at=at: len(smtp.accepted) >= at, within_s=45)
-            await asyncio.sleep(rng.uniform(0, 0.02))
+            await asyncio.sleep(rng.uniform(0, 0.02))  # the random moment of the blow
             system.nats.kill()
             system.nats.start()
             await system.nats.ready()

@@ -266,7 +266,7 @@ async def test_rate_limit_holds_after_a_freeze(system: System, smtp: SmtpServer)
         for at in (8, 25):
             await eventually(lambda at=at: len(smtp.accepted) >= at, within_s=20)
             system.email.pause()
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.5)  # how long it is frozen: the fault, not a wait
             system.email.resume()
         await settled(broker)
     times = sorted(smtp.mails_begun)
@@ -299,7 +299,7 @@ async def test_connection_that_died_while_waiting_for_its_token_is_replaced(syst
 
     async def cut_idle() -> None:
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1.0)  # the server's idle time-out
             smtp.close_idle()
 
     async with client_of(system) as client, asyncio.TaskGroup() as group:

@@ -295,7 +295,7 @@ async def test_what_was_reported_failed_is_never_stored_later(mortal: tuple[Nats
             except Unavailable as exc:
                 if not exc.sent:
                     never.add(name)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # else eight writers spin while it is away
 
     writers = [asyncio.create_task(writer(w)) for w in range(8)]
     await eventually(lambda: len(answered) > 200, within_s=20)

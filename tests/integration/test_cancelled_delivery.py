@@ -125,7 +125,7 @@ async def test_worker_that_is_stopped_again_and_again_doubles_nothing(
 
             loop = PullLoop(broker, stream=s.WELCOME_EMAILS, durable=s.EMAIL_SVC, handle=handle, slots=16)
             async with loop:
-                await asyncio.sleep(rng.uniform(0, 0.05))
+                await asyncio.sleep(rng.uniform(0, 0.05))  # the random moment of the blow
                 await loop.stop(grace_s=grace_s)
         stops += 1
         info = await broker.api(f"STREAM.INFO.{s.WELCOME_EMAILS}")

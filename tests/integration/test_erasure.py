@@ -326,7 +326,7 @@ async def test_killed_in_the_middle(system: System, own: Broker) -> None:
             for _ in range(3):
                 assert (await client.post(f"{path}/welcome-email")).status_code == 202
             deleting = asyncio.create_task(client.delete(path))
-            await asyncio.sleep(draw.uniform(0.002, 0.12))
+            await asyncio.sleep(draw.uniform(0.002, 0.12))  # the random moment of the kill
             system.user.kill()
             (answer,) = await asyncio.gather(deleting, return_exceptions=True)
             system.user.start()

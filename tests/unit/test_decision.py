@@ -302,3 +302,9 @@ def test_twenty_path_failures_spend_no_budget() -> None:
         history = decision.history
     assert (history.total, history.charged) == (20, 0)
     assert follows(Verdict.SENT, history).state is State.SENT
+
+
+def test_other_addresses_are_redacted_too() -> None:
+    """A forward or the tagless form of the recipient: no address of anybody is kept."""
+    text = redacted("5.2.2 ann@gmail.com is over quota, forwarded to <bob@other.example>", "ann+news@gmail.com")
+    assert "@" not in text
