@@ -19,8 +19,9 @@ from tests.support.waiting import eventually
 RPM, BURST = 1200, 10
 RATE = RPM / 60
 WINDOW_RPM = 240  # of the windows: two of them are seen
-SEEN_LATER_S = 0.1
-"""The law is about when a MAIL begins; the server sees it that much later at most, as in the buckets' law."""
+SEEN_LATER_S = 0.5
+"""A MAIL begins up to 0.1 s after its token; a crowded machine lets the server see it later still. The laws without
+this allowance are held to a simulated clock in tests/property/test_limit_property.py."""
 
 
 # The library itself: the command `faketime` would be a process in between, and its child would outlive a kill.
@@ -39,8 +40,8 @@ def most_within(times: list[float], window_s: float) -> int:
 
 def bucket_law(burst: int) -> Callable[[list[float]], None]:
     def check(times: list[float]) -> None:
-        for window_s in (0.05, 0.2, 0.5, 1, 2, 5, 10):
-            allowed = RATE * (window_s + 0.1) + burst
+        for window_s in (0.5, 1, 2, 5, 10):
+            allowed = RATE * (window_s + SEEN_LATER_S) + burst
             assert most_within(times, window_s) <= allowed, f"{most_within(times, window_s)} in {window_s} s"
 
     return check
@@ -84,8 +85,8 @@ async def test_fleet_holds_the_law_through_kills(system: System, smtp: SmtpServe
         for victim in rng.sample(replicas[:3], 2):
             seen = len(smtp.mails_begun)
             await eventually(lambda seen=seen: len(smtp.mails_begun) > seen + 20, within_s=40)
-            victim.kill()
-            victim.start()
+            await asyncio.to_thread(victim.kill)  # this process is the server too: it must not stand still
+            await asyncio.to_thread(victim.start)
         await eventually(lambda: len({t.rcpt for t in smtp.accepted}) == mails, within_s=150)
     LAWS[algorithm](smtp.mails_begun)
 
