@@ -7,6 +7,7 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 # How many checks run at once: `JOBS=2 just check-all` or `just jobs=2 check-all`
 jobs := env('JOBS', num_cpus())
 tasks := "uv run python deploy/local/tasks.py"
+workshop := "uv run python deploy/local/workshop.py"
 
 # List all recipes
 [group('run')]
@@ -18,6 +19,11 @@ help:
 up:
     exec uv run python deploy/local/up.py
 
+# The same, started anew whenever the code changes, with debug logs
+[group('run')]
+dev:
+    LOG_LEVEL="${LOG_LEVEL:-DEBUG}" exec uv run watchfiles --filter python 'python deploy/local/up.py' contracts user_svc email_svc deploy/local
+
 # Register somebody (a fresh address unless you give one) and print the answer
 [group('run')]
 create-user email="" name="Ada Lovelace":
@@ -28,10 +34,15 @@ create-user email="" name="Ada Lovelace":
 health-check:
     {{ tasks }} health-check
 
-# Run all tests; arguments go to pytest
+# Build the wheel and check that both services, or the named one (user, email), load from it alone
+[group('check')]
+build service="":
+    {{ workshop }} build "$@"
+
+# Run all tests, or those of one service (`just test email`); other arguments go to pytest
 [group('check')]
 test *args:
-    uv run pytest "$@"
+    {{ workshop }} test "$@"
 
 # Run the tests that need nothing but Python: unit and property
 [group('check')]
@@ -53,10 +64,18 @@ test-e2e *args:
 test-cover *args:
     uv run pytest --cov=contracts --cov=user_svc --cov=email_svc --cov-report=term-missing "$@"
 
-# Check style and format, change nothing
+# Check style, format and types side by side; change nothing
 [group('check')]
 lint:
+    {{ just_executable() }} --justfile {{ quote(justfile()) }} --jobs {{ jobs }} _lint
+
+[parallel]
+_lint: _lint-code _lint-just typecheck
+
+_lint-code:
     uv run ruff check && uv run ruff format --check
+
+_lint-just:
     {{ just_executable() }} --justfile {{ quote(justfile()) }} --fmt --check
 
 # Format the code and mend what ruff can mend
@@ -70,13 +89,30 @@ fmt:
 typecheck:
     uv run mypy
 
-# Do all checks side by side: lint, typecheck, test
+# Do all checks side by side: lint and tests
 [group('check')]
 check-all:
     {{ just_executable() }} --justfile {{ quote(justfile()) }} --jobs {{ jobs }} _check-all
 
 [parallel]
-_check-all: lint typecheck test
+_check-all: lint test
+
+# Build for one service after the other
+[group('check')]
+build-seq: (build "user") (build "email")
+
+# Run the suites one after another, the fast ones first; the first that fails ends it
+[group('check')]
+test-seq: (test "tests/unit") (test "tests/property") (test "tests/integration") (test "tests/e2e") (test "tests/chaos")
+
+# Lint one thing after another; the first that fails ends it
+[group('check')]
+lint-seq: _lint-code _lint-just typecheck
+
+# Show how many checks run at once
+[group('check')]
+show-jobs:
+    echo "jobs={{ jobs }}: JOBS=2 just check-all, or just jobs=2 check-all"
 
 # Show the circuit breaker: state, reason, what the broker shows
 [group('look')]
@@ -179,16 +215,33 @@ users-bucket:
 kv name="CONTROL":
     {{ tasks }} nats kv ls "$1"
 
+# Install the nats CLI into .tools (needs Go), and say where the other tools come from
+[group('care')]
+tools:
+    {{ workshop }} tools
+
 # Show the versions of all tools
 [group('care')]
 versions:
-    {{ tasks }} versions
+    {{ workshop }} versions
 
 # Remove the local run's data (.mailflow) and all caches
 [confirm("Remove .mailflow (all local registrations and mails) and the caches? [y/N]")]
 [group('care')]
 clean:
-    {{ tasks }} clean
+    {{ workshop }} clean
+
+# Remove what `just tools` installed
+[confirm("Remove .tools? [y/N]")]
+[group('care')]
+clean-tools:
+    {{ workshop }} clean-tools
+
+# Remove everything that this tree did not come with: data, caches, tools, the virtual environment
+[confirm("Remove all local registrations and mails, caches, tools and .venv? [y/N]")]
+[group('care')]
+clean-all:
+    {{ workshop }} clean-all
 
 # Start the broker alone, on the local run's data: for `just backup` and `just restore` without the services
 [group('move')]

@@ -3,10 +3,8 @@
 Standard library only, so that it also says something useful in a half-installed tree.
 """
 
-import fcntl
 import json
 import os
-import platform
 import secrets
 import shutil
 import subprocess
@@ -14,14 +12,12 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 LIMIT_S = 5.0
-NATS_CLI = "go install github.com/nats-io/natscli/nats@v0.5.0"
-CACHES = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".coverage", "htmlcov")
+NATS_CLI = "just tools, or: go install github.com/nats-io/natscli/nats@v0.5.0"
 
 
 def port(variable: str, default: int) -> str:
@@ -80,43 +76,12 @@ def health_check() -> int:
 def nats(*arguments: str) -> int:
     """Run the nats CLI against our broker, wherever `go install` has put it."""
     go = Path(os.environ.get("GOPATH") or Path.home() / "go") / "bin"
-    cli = shutil.which("nats", path=os.pathsep.join([os.environ.get("PATH", ""), os.environ.get("GOBIN", ""), str(go)]))
+    places = (str(ROOT / ".tools" / "bin"), os.environ.get("PATH", ""), os.environ.get("GOBIN", ""), str(go))
+    cli = shutil.which("nats", path=os.pathsep.join(places))
     if cli is None:
         return complain(f"this needs the nats CLI, which is not installed (looked on PATH and in {go}):\n  {NATS_CLI}")
     server = os.environ.get("NATS_URL") or f"nats://{HOST}:{port('NATS_PORT', 4222)}"
     return subprocess.run([cli, *arguments], env=os.environ | {"NATS_URL": server}, check=False).returncode
-
-
-def clean() -> int:
-    """Remove the local run's data and all caches, unless a local run is using them."""
-    data = ROOT / ".mailflow"
-    if data.exists():
-        descriptor = os.open(data, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return complain("MailFlow is running on this data; stop `just up` first")
-        finally:
-            os.close(descriptor)
-    doomed = [data, *(ROOT / name for name in CACHES)]
-    doomed += [path for path in ROOT.rglob("__pycache__") if ".venv" not in path.parts]
-    for path in filter(Path.exists, doomed):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        print(f"removed {path.relative_to(ROOT)}")
-    return 0
-
-
-def versions() -> int:
-    """What is installed, one line each."""
-    print(f"{'python':<12} {platform.python_version()}")
-    for tool in ("uv", "just", "nats-server", "nats"):
-        beside = Path(sys.executable).parent / tool
-        path = str(beside) if beside.exists() else shutil.which(tool)
-        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False) if path else None
-        print(f"{tool:<12} {answer.stdout.strip() if answer else 'not installed'}")
-    for package in ("nats-py", "fastapi", "uvicorn", "aiosmtplib"):
-        print(f"{package:<12} {metadata.version(package)}")
-    return 0
 
 
 def _down(url: str) -> str:
@@ -147,8 +112,6 @@ TASKS: dict[str, Callable[..., int]] = {
     "admin": admin,
     "health-check": health_check,
     "nats": nats,
-    "clean": clean,
-    "versions": versions,
 }
 
 if __name__ == "__main__":
