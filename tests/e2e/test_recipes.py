@@ -82,16 +82,16 @@ def test_what_destroys_asks(clone: Path) -> None:
 
 async def test_dev_starts_anew_when_the_code_changes(clone: Path, tmp_path: Path) -> None:
     """`just dev`: a changed file, and the new code runs."""
+    assert just(clone, "versions").returncode == 0  # makes the environment
     names = ("NATS_PORT", "NATS_MONITORING_PORT", "INBOX_SMTP_PORT", "INBOX_HTTP_PORT", "HTTP_PORT")
     env = {name: str(free_port()) for name in (*names, "USER_METRICS_PORT", "EMAIL_METRICS_PORT")}
     dev = Process("dev", [JUST, "--justfile", str(clone / "justfile"), "dev"], tmp_path, env)
     dev.start()
-    dev.env.pop("VIRTUAL_ENV", None)
     try:
         await eventually(lambda: dev.text().count("MailFlow is running") == 1, within_s=90, what="the first start")
         with (clone / "user_svc" / "__init__.py").open("a") as file:
             file.write("# changed\n")
         await eventually(lambda: dev.text().count("MailFlow is running") == 2, within_s=60, what="the second start")
     finally:
-        dev.signal(signal.SIGINT)
+        dev.signal(signal.SIGTERM)
         await dev.exit_status(30)
