@@ -1,5 +1,6 @@
 """An HTTP answer as its client got it, and what is different about another one."""
 
+import contextlib
 import http.client
 import json
 from collections.abc import Collection, Iterable, Iterator
@@ -65,6 +66,15 @@ def exchange(connection: http.client.HTTPConnection, request: Request) -> Answer
     connection.putrequest(request.method, request.path, skip_accept_encoding=True)
     for name, value in request.headers.items():
         connection.putheader(name, value)
+    # Who is refused early may find the connection closed while it is still sending; the answer is there all the same.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        _send_body(connection, request)
+    answer = connection.getresponse()
+    headers = tuple((name.lower(), value) for name, value in answer.getheaders())
+    return Answer(answer.status, headers, answer.read(), chunked=bool(answer.chunked))
+
+
+def _send_body(connection: http.client.HTTPConnection, request: Request) -> None:
     body = request.body
     if request.promised is not None:
         connection.putheader("Content-Length", str(request.promised))
@@ -77,9 +87,6 @@ def exchange(connection: http.client.HTTPConnection, request: Request) -> Answer
         connection.endheaders(body)
     else:
         connection.endheaders()
-    answer = connection.getresponse()
-    headers = tuple((name.lower(), value) for name, value in answer.getheaders())
-    return Answer(answer.status, headers, answer.read(), chunked=bool(answer.chunked))
 
 
 def _pieces(body: Iterable[bytes]) -> Iterator[bytes]:
