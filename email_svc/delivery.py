@@ -281,6 +281,7 @@ class Delivery:
         )
         metrics.ATTEMPTED[verdict].inc()
         metrics.SECONDS.observe(seconds)
+        metrics.ANSWERS.labels(result.phase, result.fault or result.code).inc()
         if verdict is not Verdict.SENT:
             metrics.FAILED[verdict].inc()
         if verdict is Verdict.UNKNOWN:
@@ -359,6 +360,7 @@ class Delivery:
             return Erase()
         metrics.OUTCOMES.labels(state).inc()
         if state is m.State.SENT:
+            metrics.TIME_TO_SEND.observe(max(0.0, (outcome.at - event.requested_at).total_seconds()))
             log.info("email.sent", event_id=event.event_id, attempts=history.total)
         else:
             text = history.attempts[-1].text if history.attempts else ""

@@ -77,6 +77,8 @@ class Limiter:
         self._settings = settings
         self._waiting: deque[asyncio.Future[limit.Token]] = deque()
         self._wanted = asyncio.Event()
+        self._seen: RateRecord | None = None
+        """The record as last seen."""
         self._sent: tuple[int, float] | None = None
         """Revision of our last write and when it was sent: its republished time is a sample with both ends."""
 
@@ -104,6 +106,7 @@ class Limiter:
     async def run(self) -> None:
         """Takes tokens for whoever waits, for ever."""
         await self._broker.client.subscribe(s.changed(s.RATE_LIMIT_KEY), cb=self._changed)
+        self._measure()
         while True:
             await self._wanted.wait()
             self._waiting = deque(future for future in self._waiting if not future.done())
@@ -149,7 +152,7 @@ class Limiter:
         state, day, tokens = record.state, record.day, [limit.Token(now, math.inf)] * n
         policy = self._policy(record, now)
         if policy is not None:
-            if record.algorithm != self._settings.algorithm or not isinstance(state, _STATES[record.algorithm]):
+            if not self._is_ours(record):
                 # Written down though it gives no token: else it would start as used up for ever.
                 state = policy.used_up(now)
                 record = msgspec.structs.replace(record, algorithm=self._settings.algorithm, state=state)
@@ -166,6 +169,10 @@ class Limiter:
         changed = msgspec.structs.replace(record, state=state, day=day)
         return changed, tokens, now
 
+    def _is_ours(self, record: RateRecord) -> bool:
+        """Whether its state is one of the algorithm that is set."""
+        return record.algorithm == self._settings.algorithm and isinstance(record.state, _STATES[record.algorithm])
+
     def _policy(self, record: RateRecord, now: float) -> limit.Policy[limit.State] | None:
         """The law at the rate of the moment."""
         if self._settings.rpm == 0:
@@ -178,17 +185,15 @@ class Limiter:
             raise Unavailable("the broker's time is not known yet", sent=False)
         stored = await self._broker.last(s.CONTROL, s.RATE_LIMIT_KEY)
         if stored is not None and stored.data:
-            return RATE.decode(stored.data), stored.seq
-        # Nothing was ever used, or an operator deleted the key: the bucket is full.
-        fresh = RateRecord(algorithm=self._settings.algorithm, state=self._unused())
-        return fresh, stored.seq if stored is not None else 0
+            self._seen = RATE.decode(stored.data)
+            return self._seen, stored.seq
+        return self._fresh(), stored.seq if stored is not None else 0
 
-    def _unused(self) -> limit.State:
+    def _fresh(self) -> RateRecord:
+        """Nothing was ever used, or an operator deleted the key: the bucket is full."""
         settings = self._settings
-        state: limit.State = limit.policy(settings.algorithm, settings.rpm or 1.0, settings.burst).unused(
-            self._clock.high()
-        )
-        return state
+        law = limit.policy(settings.algorithm, settings.rpm or 1.0, settings.burst)
+        return RateRecord(algorithm=settings.algorithm, state=law.unused(self._clock.high()))
 
     async def _write(self, record: RateRecord, revision: int) -> int:
         sent = time.monotonic()
@@ -199,11 +204,12 @@ class Limiter:
     async def _changed(self, raw: Msg) -> None:
         """A change of the record, ours or another's, with the broker's time of it."""
         received, headers = time.monotonic(), raw.headers or {}
-        with contextlib.suppress(KeyError, ValueError, msgspec.ValidationError):
+        with contextlib.suppress(KeyError, ValueError, msgspec.DecodeError):
             revision = int(headers["Nats-Sequence"])
             sent = self._sent[1] if self._sent is not None and self._sent[0] == revision else None
             ts = msgspec.convert(headers["Nats-Time-Stamp"], datetime)
             self._clock.sample(ts, sent=sent, received=received)
+            self._seen = RATE.decode(raw.data)
 
     async def throttled(self) -> None:
         """The server says that we are too fast: the fleet slows down, at most once a second, and recovers by itself."""
@@ -234,14 +240,39 @@ class Limiter:
             "throttled_to": round(limit.recovered(record.factor, now - record.factor_at), 3),
             "waiting": len(self._waiting),
         }
-        policy = self._policy(record, now)
-        if policy is None:
-            return shown | {"tokens": None, "next_token_in_s": 0.0}
-        state = record.state if record.algorithm == settings.algorithm else policy.used_up(now)
-        tokens, next_due = policy.available(state, now)
+        tokens, next_due = self._available(record, now)
         if settings.per_day is not None:
             law = limit.per_day(settings.per_day)
+            shown["left_today"] = law.available(record.day or law.unused(now), now)[0]
+        shown["tokens"] = None if tokens == math.inf else tokens
+        return shown | {"next_token_in_s": round(max(0.0, next_due - now), 3)}
+
+    def _available(self, record: RateRecord, now: float) -> tuple[float, float]:
+        """Mails that may begin now (infinity: there is no limit), and when the next one may."""
+        tokens, next_due = math.inf, now
+        policy = self._policy(record, now)
+        if policy is not None:
+            state = record.state if self._is_ours(record) else policy.used_up(now)
+            tokens, next_due = policy.available(state, now)
+        if self._settings.per_day is not None:
+            law = limit.per_day(self._settings.per_day)
             left, day_due = law.available(record.day or law.unused(now), now)
             tokens, next_due = min(tokens, left), max(next_due, day_due)
-            shown["left_today"] = left
-        return shown | {"tokens": tokens, "next_token_in_s": round(max(0.0, next_due - now), 3)}
+        return tokens, next_due
+
+    def _measure(self) -> None:
+        """Lets the metrics tell of now whenever they are looked at: nothing is written while the fleet idles."""
+
+        def factor() -> float:
+            seen = self._seen
+            return 1.0 if seen is None else limit.recovered(seen.factor, self._clock.high() - seen.factor_at)
+
+        def tokens() -> float:
+            if not self._clock.known:
+                return math.nan
+            return self._available(self._seen or self._fresh(), self._clock.high())[0]
+
+        metrics.RATE_TOKENS.set_function(tokens)
+        metrics.RATE_FACTOR.set_function(factor)
+        metrics.RATE_PER_S.set_function(lambda: (self._settings.rpm or math.inf) / 60 * factor())
+        metrics.RATE_WAITING.set_function(lambda: len(self._waiting))

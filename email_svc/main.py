@@ -17,6 +17,7 @@ from contracts.runtime.clock import BrokerClock
 from contracts.runtime.durability import check_durability
 from contracts.runtime.lifecycle import Stop, cancelled, serving
 from contracts.runtime.process import BadStart, connect_as
+from email_svc import metrics
 from email_svc.admin import routes as admin_routes
 from email_svc.delivery import Delivery
 from email_svc.downtime import Downtime
@@ -57,6 +58,7 @@ async def main(settings: Settings) -> int:
         if connected is None:
             return stop.code
         broker = connected
+        metrics.BROKER_CONNECTED.set_function(lambda: connected.client.is_connected)
         stack.push_async_callback(broker.close)
 
         async def provision() -> None:
@@ -73,6 +75,8 @@ async def main(settings: Settings) -> int:
             return stop.code
         pool = SmtpPool(endpoint, size=settings.worker_concurrency, timeout_s=settings.smtp_timeout_s)
         stack.push_async_callback(pool.close)
+        metrics.CONNECTIONS.labels("idle").set_function(lambda: pool.idle)
+        metrics.CONNECTIONS.labels("in_use").set_function(lambda: pool.in_use)
         clock = BrokerClock()
         path = PathToSmtp(broker, clock, attempt_s=settings.smtp_timeout_s)
         limiter = Limiter(broker, clock, settings.limit)

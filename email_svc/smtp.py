@@ -266,6 +266,16 @@ class SmtpPool:
         self._taken: set[SmtpConnection] = set()
         self._closing = False
 
+    @property
+    def idle(self) -> int:
+        """Connections that are kept for reuse."""
+        return len(self._idle)
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are taken, those being opened included."""
+        return len(self._taken)
+
     async def acquire(self, *, fresh: bool = False) -> SmtpConnection | SmtpResult:
         """A connection ready for MAIL, or why there is none. Waits while `size` are taken. Give it back by `release`.
 

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from contracts import topology
@@ -19,7 +20,7 @@ from contracts.runtime.broker import Broker
 from contracts.runtime.durability import check_durability
 from contracts.runtime.lifecycle import Stop, cancelled, serving
 from contracts.runtime.process import connect_as
-from user_svc import api
+from user_svc import api, metrics
 from user_svc.admin import routes as admin_routes
 from user_svc.breaker_guard import Guard
 from user_svc.dead_letters import DeadLetters
@@ -58,6 +59,7 @@ async def main(settings: Settings) -> int:
         if connected is None:
             return stop.code
         broker = connected
+        metrics.BROKER_CONNECTED.set_function(lambda: connected.client.is_connected)
         stack.push_async_callback(broker.close)
         store = Store(broker, Ids(settings.user_id_key))
 
@@ -127,6 +129,11 @@ def build_app(store: Store, broker: Broker, audit: Auditor, settings: Settings) 
         redirect_slashes=False,  # a gateway would follow the redirect itself
     )
     app.include_router(routes(store, broker, audit, settings))
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            for method in route.methods or ():
+                metrics.ERRORS.labels(method, route.path)
+                metrics.ERRORS.labels(method, "(none)")  # refused before its route is known
     app.add_middleware(Edge, max_in_flight=settings.http_max_in_flight)
     app.add_exception_handler(HTTPException, http_exception)
 

@@ -118,11 +118,12 @@ class Guard:
             return  # old news; a lower epoch that is younger is a record that was made anew
         self.record = record
         metrics.BREAKER_PROBES.set(record.issued)
+        metrics.BREAKER_SURGE.set(record.surge)
         if before is None or before.epoch != record.epoch:
             self.transitions.append(record)
             metrics.BREAKER_STATE.set(_NUMBER[record.state])
-            if record.state is c.Breaker.OPEN:
-                metrics.BREAKER_OPENED.inc()
+            if before is not None:
+                metrics.BREAKER_TRANSITIONS.labels(record.state).inc()
             level = log.warning if record.state is c.Breaker.OPEN else log.info
             level(
                 f"breaker.{record.state}",

@@ -135,3 +135,16 @@ def oldest_age_s(stream: dict[str, Any]) -> float:
         return 0.0
     first = msgspec.convert(stream["state"]["first_ts"], datetime)
     return max(0.0, round((msgspec.convert(stream["ts"], datetime) - first).total_seconds(), 3))
+
+
+async def age_of_next_s(
+    broker: Broker, stream: str, consumer: dict[str, Any], after: dict[str, Any], pending: int
+) -> float:
+    """The age of the first message that a consumer has beyond `after` (one of its two positions); 0 without `pending`.
+
+    By the broker's clock. Raises `Unavailable` or `ApiError`.
+    """
+    found = await broker.next(stream, after["stream_seq"] + 1, ">") if pending else None
+    if found is None:
+        return 0.0
+    return max(0.0, (msgspec.convert(consumer["ts"], datetime) - found.time).total_seconds())

@@ -14,7 +14,7 @@ from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Stored, StreamFull, Unavailable
 from user_svc import metrics
-from user_svc.ledger import Drain, books, count, oldest_age_s
+from user_svc.ledger import Books, Drain, age_of_next_s, books, count, oldest_age_s
 from user_svc.relay import Relay
 from user_svc.store import walk
 
@@ -66,6 +66,28 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
     return True
 
 
+async def show(broker: Broker, seen: Books) -> None:
+    """Sets the metrics of the books, the queue and the outbox. Raises `Unavailable` or `ApiError`."""
+    metrics.LEDGER_GAP.set(seen.gap)
+    metrics.OUTBOX_PENDING.set(seen.outbox)
+    metrics.QUEUE_SIZE.set(seen.queue)
+    for place in ("live", "outbox", "queue", "sent", "dead", "expired"):
+        metrics.LEDGER_EVENTS.labels(place).set(getattr(seen, place))
+    for state in ("dead", "expired", "quarantine"):
+        metrics.DEAD_LETTERS.labels(state).set(await count(broker, s.DEAD_LETTERS, f"count-{state}"))
+    metrics.QUEUE_OLDEST.set(oldest_age_s(await broker.api(f"STREAM.INFO.{s.WELCOME_EMAILS}")))
+    consumer = await broker.api(f"CONSUMER.INFO.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
+    metrics.QUEUE_PROCESSING.set(consumer["num_ack_pending"])
+    metrics.QUEUE_REDELIVERED.set(consumer["num_redelivered"])
+    metrics.QUEUE_WAITING_AGE.set(
+        await age_of_next_s(broker, s.WELCOME_EMAILS, consumer, consumer["delivered"], consumer["num_pending"])
+    )
+    relay = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")
+    pending = relay["num_pending"] + relay["num_ack_pending"]
+    metrics.OUTBOX_AGE.set(await age_of_next_s(broker, s.USERS, relay, relay["ack_floor"], pending))
+    metrics.BOOKS_READ.set_to_current_time()
+
+
 async def keep_reconciled(
     broker: Broker,
     relay: Relay,
@@ -93,16 +115,7 @@ async def keep_reconciled(
             now = loop.time()
             seen = await books(broker)
             drain.sample(seen)
-            metrics.LEDGER_GAP.set(seen.gap)
-            metrics.OUTBOX_PENDING.set(seen.outbox)
-            metrics.QUEUE_SIZE.set(seen.queue)
-            stream = await broker.api(f"STREAM.INFO.{s.WELCOME_EMAILS}")
-            for state in ("dead", "expired", "quarantine"):
-                metrics.DEAD_LETTERS.labels(state).set(await count(broker, s.DEAD_LETTERS, f"count-{state}"))
-            metrics.QUEUE_OLDEST.set(oldest_age_s(stream))
-            consumer = await broker.api(f"CONSUMER.INFO.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
-            metrics.QUEUE_PROCESSING.set(consumer["num_ack_pending"])
-            metrics.QUEUE_REDELIVERED.set(consumer["num_redelivered"])
+            await show(broker, seen)
             if seen.gap <= 0 or seen.erasing:
                 gap_since = None
             elif gap_since is None:
