@@ -246,7 +246,7 @@ clean-all:
 # Start the broker alone, on the local run's data: for `just backup` and `just restore` without the services
 [group('move')]
 broker:
-    NATS_STORE_DIR='".mailflow/nats"' exec uv run nats-server -c deploy/nats.conf
+    exec uv run python deploy/local/up.py broker
 
 # Save all that the broker at NATS_URL keeps into a new directory, while everything runs
 [group('move')]

@@ -16,7 +16,7 @@ import structlog
 
 from contracts import subjects as s
 from contracts.control import BREAKER, paused_until
-from contracts.runtime.broker import NO_CONSUMER, NO_STREAM, ApiError, Broker, Unavailable
+from contracts.runtime.broker import NO_CONSUMER, NO_STREAM, ApiError, Broker, Denied, Unavailable
 from contracts.runtime.durability import check_durability
 from contracts.runtime.lifecycle import Stop
 from contracts.runtime.process import BadStart, CommonSettings, Count, connect_as, run
@@ -28,6 +28,7 @@ Service = Literal["user_svc", "email_svc"]
 
 _NS = 1_000_000_000
 _FAR = "2200-01-01T00:00:00Z"
+_MAKE = "run `python -m contracts.topology` (as the user provisioner, where the broker has users)"
 _PASSING = frozenset({10004, 10005, 10008, 10009, 10023})
 """err_codes of a cluster on its way: incomplete, no peers, temporarily unavailable, no leader, no resources."""
 
@@ -216,10 +217,16 @@ async def remake_queue_consumer(broker: Broker, queue_max_size: int) -> None:
 
 
 async def until_answered(work: Callable[[], Awaitable[None]]) -> None:
-    """Does something at the start of a process, again and again while the broker gives no answer or is not ready."""
+    """Does something at the start of a process, again and again while the broker gives no answer or is not ready.
+
+    Raises:
+        BadStart: the broker does not allow it.
+    """
     while True:
         try:
             return await work()
+        except Denied as exc:
+            raise BadStart(f"{exc}: contracts/README.md says who may do what") from exc
         except (Unavailable, ApiError) as exc:
             log.warning("topology.waiting", reason=str(exc))
             await asyncio.sleep(0.5)
@@ -258,7 +265,7 @@ async def _stream(broker: Broker, stream: Stream, *, owner: bool, mode: str, rep
     info = await _info(broker, f"STREAM.INFO.{stream.name}")
     if info is None:
         if mode == "verify":
-            raise BadStart(f"stream {stream.name} is missing: run `python -m contracts.topology` or set PROVISION=auto")
+            raise BadStart(f"stream {stream.name} is missing: {_MAKE} or set PROVISION=auto")
         config = {"name": stream.name, **stream.fixed, **stream.config, "num_replicas": replicas}
         try:
             info = await broker.api(f"STREAM.CREATE.{stream.name}", config, timeout_s=10)
@@ -289,9 +296,7 @@ async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: b
     info = await _info(broker, f"CONSUMER.INFO.{stream}.{name}")
     if info is None:
         if mode == "verify":
-            raise BadStart(
-                f"consumer {name} of {stream} is missing: run `python -m contracts.topology` or set PROVISION=auto"
-            )
+            raise BadStart(f"consumer {name} of {stream} is missing: {_MAKE} or set PROVISION=auto")
         config = {"durable_name": name, "name": name, **consumer.config, **await _paused_at_birth(broker, name)}
         call = f"CONSUMER.CREATE.{stream}.{name}"
         if "filter_subject" in config:
@@ -333,6 +338,8 @@ async def _change(broker: Broker, call: str, body: dict[str, Any]) -> None:
 
 def _for_good(exc: ApiError, what: str) -> Exception:
     """A refusal as BadStart, unless it is one that passes: a cluster that has not met yet, or has no leader."""
+    if isinstance(exc, Denied):
+        return BadStart(f"{what}: {exc}. For that, {_MAKE}, and the services with PROVISION=verify.")
     return exc if exc.err_code in _PASSING else BadStart(f"{what}: {exc}")
 
 
@@ -378,4 +385,4 @@ async def _main(config: TopologySettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run("topology", TopologySettings, _main, known=()))
+    sys.exit(run("topology", TopologySettings, _main, known=("ADMIN_TOKEN",)))

@@ -12,7 +12,7 @@ Source: JetStream's API (ADR-1 and following); behaviour tried against nats-serv
 
 import asyncio
 import math
-import ssl
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,8 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from contracts.runtime.login import ClientOverTls, Refused, login_options, refusal
+
 log = structlog.get_logger()
 
 NO_MESSAGE = 10037
@@ -32,6 +34,10 @@ NO_CONSUMER = 10014
 WRONG_LAST_SEQUENCE = 10071
 WRITE_IN_FLIGHT = 10164
 STREAM_FULL = 10077
+
+_DENIED = re.compile(r'permissions violation for (\w+)[^"]*"([^"]*)"', re.IGNORECASE)
+_REFUSED_FOR_S = 3.0
+"""So long a refused login is tried again: of several brokers one may not know the user yet."""
 
 
 class Unavailable(Exception):
@@ -69,6 +75,16 @@ class Conflict(ApiError):
 
 class StreamFull(ApiError):
     """The stream takes no more messages for now."""
+
+
+class Denied(ApiError):
+    """The broker does not allow its user to do this; nothing was done."""
+
+    def __init__(self, user: str, verb: str, subject: str) -> None:
+        super().__init__(0, f"the broker does not allow {user} to {verb} {subject}")
+
+    def __str__(self) -> str:
+        return self.description
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -112,9 +128,12 @@ def _refused(error: _Error) -> ApiError:
 class Broker:
     """A connected client. `timeout_s` bounds each call that names no time of its own."""
 
-    def __init__(self, client: Client, *, timeout_s: float = 2.0) -> None:
+    def __init__(self, client: Client, *, name: str = "", timeout_s: float = 2.0) -> None:
         self.client = client
+        self.name = name
         self.timeout_s = timeout_s
+        self._asked: dict[str, set[asyncio.Timeout]] = {}
+        """The requests under way by their subject in lower case, which is how nats-py names what is denied."""
         self.closing = False
         self.reconnected: list[Callable[[], None]] = []
         """Called after each reconnect, for what was asked before may be lost."""
@@ -125,22 +144,37 @@ class Broker:
         """One request, one answer.
 
         Raises:
-            Unavailable: no answer; nobody listens; not connected.
+            Denied: not allowed. Unavailable: no answer; nobody listens; not connected.
         """
         if not self.client.is_connected:
             raise Unavailable("not connected to the broker", sent=False)
+        unless_denied = asyncio.timeout(None)
+        asked = self._asked.setdefault(subject.lower(), set())
+        asked.add(unless_denied)
         try:
-            return await self.client.request(
-                subject, data, timeout=self.timeout_s if timeout_s is None else timeout_s, headers=headers
-            )
+            async with unless_denied:
+                return await self.client.request(
+                    subject, data, timeout=self.timeout_s if timeout_s is None else timeout_s, headers=headers
+                )
         except nats.errors.NoRespondersError as exc:
             raise Unavailable(f"nobody answers {subject}", sent=False) from exc
         except nats.errors.OutboundBufferLimitError as exc:
             raise Unavailable("not connected to the broker", sent=False) from exc
         except TimeoutError as exc:
+            if unless_denied.expired():
+                raise Denied(self.name, "publish to", subject) from None
             raise Unavailable(f"no answer in time to {subject}", sent=True) from exc
         except (nats.errors.Error, OSError) as exc:
             raise Unavailable(f"{type(exc).__name__} during {subject}", sent=True) from exc
+        finally:
+            asked.discard(unless_denied)
+            if not asked and self._asked.get(subject.lower()) is asked:
+                del self._asked[subject.lower()]
+
+    def denied(self, subject: str) -> None:
+        """The broker has denied a publish: whoever waits for an answer from there need not wait for the time-out."""
+        for waiting in self._asked.pop(subject.lower(), ()):
+            waiting.reschedule(asyncio.get_running_loop().time())
 
     async def api(self, call: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
         """One call of JetStream's API, e.g. `STREAM.INFO.USERS`; returns the decoded answer.
@@ -260,16 +294,34 @@ async def connect(
 
     A dead peer is noticed within about 6 s (a ping every 2 s, two may be missing). `on_closed` is called with a reason
     when the client has given up for good, which nothing but a restart of the process mends.
+
+    Raises:
+        Refused: the login, the broker's certificate or a file for them is no good, and did not become so within 3 s.
     """
-    client = Client()
-    broker = Broker(client)
+    options = login_options(user=user, password=password, credentials=credentials, tls_ca=tls_ca)
+    client = Client() if tls_ca is None else ClientOverTls()
+    broker = Broker(client, name=name)
     said: dict[str, float] = {}
+    refused_at: float | None = None
+    once_connected = False
 
     async def failed(exc: Exception) -> None:
+        nonlocal refused_at
         text, now = str(exc) or type(exc).__name__, asyncio.get_running_loop().time()
+        denied = _DENIED.search(text)
+        if denied is not None and denied[1].lower() == "publish":
+            broker.denied(denied[2])
         if now - said.get(text, -math.inf) >= 5:  # it tries ten times a second
             said[text] = now
-            log.warning("broker.error", error=text)
+            if denied is not None:
+                log.error("broker.denied", operation=denied[1].lower(), subject=denied[2], user=name)
+            else:
+                log.warning("broker.error", error=text)
+        why = None if once_connected else refusal(exc)
+        if why is not None:
+            refused_at = now if refused_at is None else refused_at
+            if now - refused_at >= _REFUSED_FOR_S:
+                raise Refused(why) from exc
 
     async def disconnected() -> None:
         _forget_unsent(client)  # it would be sent after the reconnect, long after it was reported failed
@@ -285,29 +337,28 @@ async def connect(
         if not broker.closing:
             on_closed("the connection to the broker was closed for good")
 
-    options: dict[str, Any] = {}
-    if user is not None:
-        options |= {"user": user, "password": password or ""}
-    if credentials is not None:
-        options["user_credentials"] = credentials
-    if tls_ca is not None:
-        options["tls"] = ssl.create_default_context(cafile=tls_ca)
     log.info("broker.connecting")
-    await client.connect(
-        servers=[part.strip() for part in url.split(",")],
-        name=name,
-        inbox_prefix=f"_INBOX_{name}",
-        connect_timeout=2,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.1,  # type: ignore[arg-type]
-        ping_interval=2,
-        max_outstanding_pings=2,
-        pending_size=-1,
-        error_cb=failed,
-        disconnected_cb=disconnected,
-        reconnected_cb=reconnected,
-        closed_cb=closed,
-        **options,
-    )
+    try:
+        await client.connect(
+            servers=[part.strip() for part in url.split(",")],
+            name=name,
+            inbox_prefix=f"_INBOX_{name}",  # nobody else's rights let him listen there
+            connect_timeout=2,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,  # type: ignore[arg-type]
+            ping_interval=2,
+            max_outstanding_pings=2,
+            pending_size=-1,
+            error_cb=failed,
+            disconnected_cb=disconnected,
+            reconnected_cb=reconnected,
+            closed_cb=closed,
+            **options,
+        )
+    except Refused:
+        broker.closing = True
+        await client.close()
+        raise
+    once_connected = True
     log.info("broker.connected")
     return broker

@@ -13,6 +13,7 @@ import uvloop
 from contracts.runtime import logs, settings
 from contracts.runtime.broker import Broker, connect
 from contracts.runtime.lifecycle import PortTaken
+from contracts.runtime.login import Refused
 
 log = structlog.get_logger()
 
@@ -26,7 +27,10 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 _PREFIXES = ("NATS_", "LOG_", "STREAM_", "METRICS_", "ADMIN_")
-_OTHERS = ("NATS_PORT", "NATS_MONITORING_PORT", "NATS_STORE_DIR")  # the local runner's
+_OTHERS = (
+    *("NATS_PORT", "NATS_MONITORING_PORT", "NATS_STORE_DIR"),  # the local runner's
+    *("NATS_USER_SVC_PASSWORD", "NATS_EMAIL_SVC_PASSWORD", "NATS_PROVISIONER_PASSWORD", "NATS_OPERATOR_PASSWORD"),
+)
 
 
 class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,13 +95,35 @@ def run(
 
 
 async def connect_as(service: str, config: CommonSettings, on_closed: Callable[[str], None]) -> Broker:
-    """The service's connection to the broker; waits for the broker as long as it takes."""
-    return await connect(
-        name=service,
-        url=config.nats_url,
-        user=config.nats_user,
-        password=config.nats_password,
-        credentials=config.nats_creds,
-        tls_ca=config.nats_tls_ca,
-        on_closed=on_closed,
-    )
+    """The service's connection to the broker; waits for the broker as long as it takes.
+
+    Raises:
+        BadStart: the broker is there, and will not have us or must not be trusted.
+    """
+    try:
+        return await connect(
+            name=service,
+            url=config.nats_url,
+            user=config.nats_user,
+            password=config.nats_password,
+            credentials=config.nats_creds,
+            tls_ca=config.nats_tls_ca,
+            on_closed=on_closed,
+        )
+    except Refused as exc:
+        raise BadStart(f"{exc}.\n{_login(config)}") from exc
+
+
+def _login(config: CommonSettings) -> str:
+    """What was tried, without its secrets."""
+    where = ", ".join(part.strip().rpartition("@")[2] for part in config.nats_url.split(","))
+    if config.nats_creds is not None:
+        login = f"NATS_CREDS={config.nats_creds}"
+    elif config.nats_user is not None:
+        login = f"NATS_USER={config.nats_user}, NATS_PASSWORD {'(hidden)' if config.nats_password else 'not set'}"
+    elif "@" in config.nats_url:
+        login = "the login in NATS_URL"
+    else:
+        login = "no login (NATS_USER and NATS_PASSWORD, or NATS_CREDS, give one)"
+    ca = f"NATS_TLS_CA={config.nats_tls_ca}" if config.nats_tls_ca is not None else "NATS_TLS_CA not set"
+    return f"Tried: {where} with {login}, {ca}."

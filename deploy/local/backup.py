@@ -28,6 +28,7 @@ Source: JetStream's snapshot and restore API (the one `nats stream backup` uses;
 
 import asyncio
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -37,6 +38,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
+import passwords
 import structlog
 from nats.aio.msg import Msg
 
@@ -412,6 +414,21 @@ def say(text: str) -> None:
 
 _CONNECT_S = 10.0
 
+
+def _login(settings: Settings, url: str) -> Settings:
+    """For one URL: a login in the URL, else NATS_USER and so on, else, at the local broker, its operator's."""
+    if "@" in url:
+        return msgspec.structs.replace(settings, nats_url=url, nats_user=None, nats_password=None, nats_creds=None)
+    try:
+        login = passwords.as_operator(url, os.environ)
+    except passwords.Unusable as exc:
+        raise BadStart(str(exc)) from exc
+    user, password = (login.get(name) for name in ("NATS_USER", "NATS_PASSWORD"))
+    if user is None:
+        return msgspec.structs.replace(settings, nats_url=url)
+    return msgspec.structs.replace(settings, nats_url=url, nats_user=user, nats_password=password)
+
+
 USAGE = """usage:
   backup.py save DIR                      saves what the broker at NATS_URL keeps; the services may run
   backup.py restore DIR [replace]         into the broker at NATS_URL, with STREAM_REPLICAS replicas; services stopped
@@ -424,19 +441,20 @@ async def _main(settings: Settings) -> int:
     async def at(url: str) -> Broker:
         try:
             async with asyncio.timeout(_CONNECT_S):
-                return await connect_as("operator", msgspec.structs.replace(settings, nats_url=url), stop.fail)
+                return await connect_as("operator", _login(settings, url), stop.fail)
         except TimeoutError as exc:
             raise BadStart(f"no broker answers at {url}: `just up` or `just broker` starts one") from exc
 
+    url = passwords.as_operator(os.environ.get("NATS_URL") or None, os.environ)["NATS_URL"]
     opened: list[Broker] = []
     try:
         match sys.argv[1:]:
             case ["save", folder]:
-                opened.append(broker := await at(settings.nats_url))
+                opened.append(broker := await at(url))
                 await save(broker, Path(folder))
                 say(f"The backup is in {folder}. It holds addresses, and is of use only with the same USER_ID_KEY.")
             case ["restore", folder, *how] if how in ([], ["replace"]):
-                opened.append(broker := await at(settings.nats_url))
+                opened.append(broker := await at(url))
                 await restore(broker, Path(folder), settings, replace=bool(how))
             case ["move", source, target, folder]:
                 opened += [old := await at(source), new := await at(target)]

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from up import HOST, HTTP, ROOT, Port, Unusable, read_ports, refuse_taken
+from passwords import Unusable
+from up import HOST, HTTP, ROOT, Port, read_ports, refuse_taken
 
 GATEWAY = Port("GATEWAY_PORT", 8000, "the gateway")
 IMAGE = "krakend:2.13.8"

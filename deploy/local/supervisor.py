@@ -5,6 +5,7 @@
 One coroutine a child holds its whole life:
 
     start ─► ready ─► dies ─► named, started again after 0.5 s, 1 s, 2 s … 10 s
+      ├─► ends well, if it is to run once
       └─► dies before it was ever ready, with EXIT_SETTINGS at once or MAX_EARLY_DEATHS times in a row: everything stops
 
 Deliberately not here: no log files, no dependencies but the waves, no time limit on becoming ready (the reason is
@@ -45,6 +46,7 @@ class Child:
 
     env: its whole environment, not an addition to ours.
     ready_url: answers 200 once the child is ready; None: ready as soon as it is started.
+    once: it has something to do and ends; ready when it has ended well.
     stop_within_s: time between SIGTERM and SIGKILL.
     """
 
@@ -52,6 +54,7 @@ class Child:
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     ready_url: str | None = None
+    once: bool = False
     stop_within_s: float = 5.0
 
 
@@ -176,7 +179,7 @@ async def _supervise(
             raise CannotRun(f"{child.name} cannot be started: {exc}.") from exc
         processes.add(process)
         copying = asyncio.create_task(_copy_lines(child.name, process, log))
-        watching = asyncio.create_task(_announce_ready(child, ready, log))
+        watching = asyncio.create_task(asyncio.sleep(0) if child.once else _announce_ready(child, ready, log))
         try:
             status = await process.wait()
         finally:
@@ -188,6 +191,10 @@ async def _supervise(
             copying.cancel()
 
         lived_s = time.monotonic() - begun
+        if child.once and status == 0:
+            log.line("mailflow", f"{child.name} is done ({lived_s:.1f} s)")
+            ready.set()
+            await asyncio.Event().wait()  # until it is cancelled, like those that run
         deaths = deaths + 1 if lived_s < QUICK_DEATH_S else 1
         how = _exit_text(status)
         if not ready.is_set() and status in EXIT_SETTINGS:

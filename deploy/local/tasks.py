@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from passwords import Unusable, as_operator
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 LIMIT_S = 5.0
@@ -80,8 +82,13 @@ def nats(*arguments: str) -> int:
     cli = shutil.which("nats", path=os.pathsep.join(places))
     if cli is None:
         return complain(f"this needs the nats CLI, which is not installed (looked on PATH and in {go}):\n  {NATS_CLI}")
-    server = os.environ.get("NATS_URL") or f"nats://{HOST}:{port('NATS_PORT', 4222)}"
-    return subprocess.run([cli, *arguments], env=os.environ | {"NATS_URL": server}, check=False).returncode
+    try:
+        login = as_operator(os.environ.get("NATS_URL") or None, os.environ)
+    except Unusable as exc:
+        return complain(str(exc))
+    if login.get("NATS_USER") == "operator":
+        arguments = ("--inbox-prefix=_INBOX_operator", *arguments)
+    return subprocess.run([cli, *arguments], env=os.environ | login, check=False).returncode
 
 
 def _down(url: str) -> str:

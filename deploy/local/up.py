@@ -1,9 +1,12 @@
 """`just up`: the whole of MailFlow on this machine, in the foreground, without Docker.
 
-    broker, inbox ─► user_svc, email_svc
+    broker, inbox ─► provisioner (makes streams and consumers, once) ─► user_svc, email_svc
 
 An own NATS_URL or SMTP_URL takes the place of the broker or the inbox; every other variable reaches the services as
-it is. The supervision itself is in supervisor.py.
+it is. Each logs in to our broker as a user of its own (passwords.py); to your own broker, as your NATS_USER and so on
+say, and what PROVISION means there is yours to choose. The supervision itself is in supervisor.py.
+
+`up.py broker` is the broker alone, on the same data.
 """
 
 import asyncio
@@ -16,15 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from passwords import FILE, USERS, Unusable, data_directory, passwords, quoted, variable
 from supervisor import Child, run
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
-
-
-class Unusable(Exception):
-    """The settings or this machine do not allow a start; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def main(env: Mapping[str, str] = os.environ) -> int:
             env, SERVICES + (() if env.get("NATS_URL") else BROKER) + (() if env.get("SMTP_URL") else INBOX)
         )
         refuse_taken(ports)
-        data = ROOT / env.get("MAILFLOW_DATA", ".mailflow")
+        data = data_directory(env)
         lock = lock_data(data)
         waves = children(env, ports, data)
     except Unusable as exc:
@@ -64,6 +64,20 @@ def main(env: Mapping[str, str] = os.environ) -> int:
         return asyncio.run(run(waves, on_ready=lambda: banner(ports, data), cwd=str(ROOT)))
     finally:
         os.close(lock)
+
+
+def broker_alone(env: Mapping[str, str] = os.environ) -> int:
+    """Become the broker. Returns 2 when that cannot be."""
+    try:
+        ports = read_ports(env, BROKER)
+        refuse_taken(ports)
+        data = data_directory(env)
+        os.set_inheritable(lock_data(data), True)
+        child = broker(env, ports, data)
+    except Unusable as exc:
+        print(f"mailflow: {exc}", file=sys.stderr)
+        return 2
+    return os.execve(child.command[0], list(child.command), dict(child.env))  # noqa: S606 - the command is ours
 
 
 def read_ports(env: Mapping[str, str], wanted: tuple[Port, ...]) -> dict[Port, int]:
@@ -134,21 +148,17 @@ def children(env: Mapping[str, str], ports: Mapping[Port, int], data: Path) -> l
         shared.setdefault("LOG_FORMAT", "console")  # the services see a pipe and would write JSON
     below: list[Child] = []
 
+    logins: dict[str, dict[str, str]] = {"user_svc": {}, "email_svc": {}}
     if NATS in ports:
+        for name in ("NATS_CREDS", "NATS_TLS_CA"):
+            shared.pop(name, None)  # for a broker of your own
         shared["NATS_URL"] = f"nats://{HOST}:{ports[NATS]}"
         shared["NATS_MONITORING_URL"] = f"http://{HOST}:{ports[NATS_MONITORING]}"
-        below.append(
-            Child(
-                name="nats",
-                command=(
-                    *(nats_server(), "-c", str(ROOT / "deploy" / "nats.conf")),
-                    *("-p", str(ports[NATS]), "-m", str(ports[NATS_MONITORING])),
-                ),
-                env=shared | {"NATS_STORE_DIR": f'"{data / "nats"}"'},
-                ready_url=f"{shared['NATS_MONITORING_URL']}/healthz",
-                stop_within_s=10,
-            )
-        )
+        logins = {
+            user: {"NATS_USER": user, "NATS_PASSWORD": password, "PROVISION": "verify"}
+            for user, password in passwords(data, env).items()
+        }
+        below.append(broker(env, ports, data))
     smtp_url = env.get("SMTP_URL")
     if not smtp_url:
         smtp_url = f"smtp://{HOST}:{ports[INBOX_SMTP]}"
@@ -164,24 +174,52 @@ def children(env: Mapping[str, str], ports: Mapping[Port, int], data: Path) -> l
         Child(
             name="user_svc",
             command=(sys.executable, "-m", "user_svc"),
-            env=shared | {"HTTP_PORT": str(ports[HTTP]), "METRICS_PORT": str(ports[USER_ADMIN])},
+            env=shared | logins["user_svc"] | {"HTTP_PORT": str(ports[HTTP]), "METRICS_PORT": str(ports[USER_ADMIN])},
             ready_url=f"http://{HOST}:{ports[USER_ADMIN]}/readyz",
             stop_within_s=15,
         ),
         Child(
             name="email_svc",
             command=(sys.executable, "-m", "email_svc"),
-            env=shared | {"SMTP_URL": smtp_url, "METRICS_PORT": str(ports[EMAIL_ADMIN])},
+            env=shared | logins["email_svc"] | {"SMTP_URL": smtp_url, "METRICS_PORT": str(ports[EMAIL_ADMIN])},
             ready_url=f"http://{HOST}:{ports[EMAIL_ADMIN]}/readyz",
             stop_within_s=15,
         ),
     ]
-    return [below, above]
+    if NATS not in ports:
+        return [below, above]
+    provisioner = Child(
+        name="provisioner",
+        command=(sys.executable, "-m", "contracts.topology"),
+        env=shared | logins["provisioner"] | {"PROVISION": "auto"},
+        once=True,
+    )
+    return [below, [provisioner], above]
+
+
+def broker(env: Mapping[str, str], ports: Mapping[Port, int], data: Path) -> Child:
+    """The broker with deploy/nats.conf: its users' passwords and its store come from the environment.
+
+    Raises:
+        Unusable: there is no nats-server to run, or a password that cannot be used.
+    """
+    secret = {variable(user): quoted(password) for user, password in passwords(data, env).items()}
+    return Child(
+        name="nats",
+        command=(
+            *(nats_server(), "-c", str(ROOT / "deploy" / "nats.conf")),
+            *("-p", str(ports[NATS]), "-m", str(ports[NATS_MONITORING])),
+        ),
+        env={**env} | secret | {"NATS_STORE_DIR": quoted(str(data / "nats"))},
+        ready_url=f"http://{HOST}:{ports[NATS_MONITORING]}/healthz",
+        stop_within_s=10,
+    )
 
 
 def _is_ours(name: str) -> bool:
-    """Variables of the runner itself: the services would warn about those they do not know."""
-    return name in {"MAILFLOW_DATA", "SMTP_URL"} | {port.variable for port in SERVICES + BROKER + INBOX}
+    """Variables of the runner itself: the services would warn about those they do not know, and need no passwords."""
+    ours = {port.variable for port in SERVICES + BROKER + INBOX} | {variable(user) for user in USERS}
+    return name in {"MAILFLOW_DATA", "SMTP_URL"} | ours
 
 
 def nats_server() -> str:
@@ -201,7 +239,8 @@ def banner(ports: Mapping[Port, int], data: Path) -> str:
     url = {port: f"http://{HOST}:{number}" for port, number in ports.items()}
     inbox = f"{url[INBOX_HTTP]}  every mail shows up here" if INBOX_HTTP in ports else "none: your SMTP_URL is used"
     broker = (
-        f"nats://{HOST}:{ports[NATS]}  monitoring {url[NATS_MONITORING]}, data in {data / 'nats'}"
+        f"nats://{HOST}:{ports[NATS]}  monitoring {url[NATS_MONITORING]}, data in {data / 'nats'},"
+        f" its users' passwords in {data / FILE}"
         if NATS in ports
         else "your NATS_URL"
     )
@@ -222,4 +261,4 @@ Register somebody:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(broker_alone() if sys.argv[1:] == ["broker"] else main())

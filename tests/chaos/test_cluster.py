@@ -14,7 +14,7 @@ import httpx
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Unavailable, connect
 from contracts.topology import topology
-from tests.support.processes import NatsServer, Service, cluster_of_three, stopping
+from tests.support.processes import NatsServer, Service, cluster_of_three, login, provisioned, stopping
 from tests.support.smtp_server import SmtpServer
 from tests.support.waiting import eventually
 
@@ -117,9 +117,11 @@ async def test_leaders_are_killed_in_turn(smtp: SmtpServer, tmp_path: Path) -> N
             "RATE_LIMIT_RPM": "0",
             "STREAM_REPLICAS": "3",
             "RECONCILE_AFTER": "5s",
+            "PROVISION": "verify",
         }
-        users = [Service("user_svc", tmp_path, env, name=f"user_svc-{i}") for i in (1, 2)]
-        emails = [Service("email_svc", tmp_path, env, name=f"email_svc-{i}") for i in (1, 2)]
+        await provisioned(env["NATS_URL"], replicas=3)
+        users = [Service("user_svc", tmp_path, env | login("user_svc"), name=f"user_svc-{i}") for i in (1, 2)]
+        emails = [Service("email_svc", tmp_path, env | login("email_svc"), name=f"email_svc-{i}") for i in (1, 2)]
         stack.enter_context(stopping(*users, *emails))
         for service in (*users, *emails):
             service.start()

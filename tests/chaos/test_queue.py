@@ -9,7 +9,7 @@ from tests.support.waiting import eventually
 
 async def test_full_queue_refuses_no_registration(system: System, smtp: SmtpServer) -> None:
     """QUEUE_MAX_SIZE=50 with no worker: 500 registrations are 201; all 500 mails come once there is one, each once."""
-    system.user.env["QUEUE_MAX_SIZE"] = "50"
+    system.set_env(QUEUE_MAX_SIZE="50")
     await system.start(email=False)
     async with client_of(system) as client, broker_of(system) as broker:
         await together(*(register(client, n) for n in range(500)))
@@ -37,6 +37,7 @@ async def test_purged_queue_is_filled_again(system: System, smtp: SmtpServer) ->
 
 async def test_deleted_queue_is_made_and_filled_again(system: System, smtp: SmtpServer) -> None:
     """The whole stream is deleted while nobody sends, the worker's consumer with it: both come back, all mails come."""
+    system.without_accounts()  # with them, only the provisioner may make streams
     system.user.env["RECONCILE_AFTER"] = "1s"
     await system.start(email=False)
     async with client_of(system) as client, broker_of(system) as broker:

