@@ -45,6 +45,10 @@ REPORT: Final = "breaker.report"
 ONE_OF_USER_SVC: Final = "user_svc"
 """The queue group of user_svc's replicas."""
 
+# Requests of clients to user_svc: what REST offers, over the bus.
+USERS_CREATE: Final = "users.create"
+USERS_GET: Final = "users.get"
+
 # Headers of ours. Those of the broker are in contracts.runtime.broker.
 HEADER_REASON: Final = "MailFlow-Reason"
 HEADER_SUBJECT: Final = "MailFlow-Subject"

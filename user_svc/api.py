@@ -21,6 +21,12 @@ class NewUser(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=400, examples=["Ann"])]
 
 
+class WhichUser(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The user that is asked for over the bus, where no path names one."""
+
+    id: Annotated[str, msgspec.Meta(examples=["abcdefghijklmnopqrstuvwxyz"])]
+
+
 class WelcomeEmail(msgspec.Struct, frozen=True):
     """Where the newest welcome mail is."""
 
@@ -128,6 +134,22 @@ def welcome_email_view(mail: Mail) -> WelcomeEmailView:
         next_attempt_at=row.due_at if isinstance(row, m.Attempts) else None,
         ended_at=row.at if isinstance(row, m.Outcome) else None,
         reason=row.reason if isinstance(row, m.Outcome) else "",
+    )
+
+
+def location(user: UserView) -> str:
+    """The path where a user is found."""
+    return f"/v1/users/{user.id}"
+
+
+def problem_view(problem: errors.Problem) -> ProblemView:
+    """A problem as its caller reads it."""
+    return ProblemView(
+        type=f"urn:mailflow:problem:{problem.kind}",
+        title=problem.title,
+        status=problem.status,
+        detail=problem.detail,
+        errors=problem.errors,
     )
 
 

@@ -1,6 +1,6 @@
 """user_svc, wired: what is opened, in which order; it is closed in reverse.
 
-admin listener -> broker -> topology -> guard of the breaker -> relay, reconciler -> API
+admin listener -> broker -> topology -> guard of the breaker -> relay, reconciler -> API -> the same over the bus
 """
 
 import asyncio
@@ -24,12 +24,14 @@ from user_svc import api, metrics
 from user_svc.admin import routes as admin_routes
 from user_svc.breaker_guard import Guard
 from user_svc.dead_letters import DeadLetters
-from user_svc.edge import Edge, http_exception, problem_response
+from user_svc.edge import Edge, Traffic, http_exception, problem_response
 from user_svc.errors import Problem
 from user_svc.ledger import Drain
 from user_svc.reconciler import keep_reconciled
+from user_svc.registrar import Registrar
 from user_svc.relay import Relay
 from user_svc.routes import routes
+from user_svc.rpc import Rpc
 from user_svc.settings import Settings
 from user_svc.store import Store
 from user_svc.users import Ids
@@ -107,10 +109,14 @@ async def main(settings: Settings) -> int:
             )
         )
         stack.push_async_callback(cancelled, reconciler)
-        app = build_app(store, broker, audit, settings)
+        registrar, traffic = Registrar(store, broker, settings), Traffic(settings.http_max_in_flight)
+        app = build_app(store, registrar, traffic, audit, settings)
         await stack.enter_async_context(
             serving(app, host=settings.http_host, port=settings.http_port, variable="HTTP_PORT")
         )
+        rpc = Rpc(broker, registrar, traffic)
+        await rpc.start()
+        stack.push_async_callback(rpc.stop, grace_s=_DRAIN_S)
         listening = True
         log.info("process.ready", http_port=settings.http_port, metrics_port=settings.metrics_port)
         await stop.event.wait()
@@ -118,7 +124,7 @@ async def main(settings: Settings) -> int:
     return stop.code
 
 
-def build_app(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> FastAPI:
+def build_app(store: Store, registrar: Registrar, traffic: Traffic, audit: Auditor, settings: Settings) -> FastAPI:
     """The public API as an ASGI application."""
     app = FastAPI(
         title="MailFlow",
@@ -128,13 +134,13 @@ def build_app(store: Store, broker: Broker, audit: Auditor, settings: Settings) 
         redoc_url=None,
         redirect_slashes=False,  # a gateway would follow the redirect itself
     )
-    app.include_router(routes(store, broker, audit, settings))
+    app.include_router(routes(store, registrar, audit, settings))
     for route in app.routes:
         if isinstance(route, APIRoute):
             for method in route.methods or ():
                 metrics.ERRORS.labels(method, route.path)
                 metrics.ERRORS.labels(method, "(none)")  # refused before its route is known
-    app.add_middleware(Edge, max_in_flight=settings.http_max_in_flight)
+    app.add_middleware(Edge, traffic=traffic)
     app.add_exception_handler(HTTPException, http_exception)
 
     async def problem(_: Request, exc: Exception) -> Response:

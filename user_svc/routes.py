@@ -1,4 +1,4 @@
-"""The REST API: each route reads its request, calls the store, and says what happened."""
+"""The REST API: each route reads its request, calls the registrar or the store, and says what happened."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -7,13 +7,10 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from contracts import subjects as s
 from contracts.audit import Auditor
 from contracts.runtime.admin import authorized
-from contracts.runtime.broker import ApiError, Broker, Unavailable
-from user_svc import api, users
+from user_svc import api
 from user_svc.api import documented
-from user_svc.erasure import erase
 from user_svc.errors import (
     BodyTooLarge,
     EmailTaken,
@@ -21,14 +18,13 @@ from user_svc.errors import (
     NotFound,
     RequestTimeout,
     TooManyResends,
-    TryLater,
     Unauthorized,
     UnsupportedType,
 )
+from user_svc.registrar import Registrar, check_size, checked_id
 from user_svc.settings import Settings
-from user_svc.store import EraseUnderWay, Mail, Store, User
+from user_svc.store import Store
 
-_NEW_USER = msgspec.json.Decoder(api.NewUser)
 _encode = msgspec.json.Encoder().encode
 _ADMIN: dict[str, Any] = {"security": [{"admin": []}]}
 _KEY_HEADER = {
@@ -41,23 +37,13 @@ _KEY_HEADER = {
 }
 
 
-def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> APIRouter:
+def routes(store: Store, registrar: Registrar, audit: Auditor, settings: Settings) -> APIRouter:
     """All routes of the public API."""
     router = APIRouter()
-
-    def deadline() -> float:
-        return asyncio.get_running_loop().time() + settings.http_request_timeout_s
 
     def admin(request: Request) -> None:
         if not authorized(request.headers.get("authorization", ""), settings.admin_token):
             raise Unauthorized
-
-    async def finish_erase(user_id: str, until: float) -> None:
-        try:
-            async with asyncio.timeout_at(until):
-                await erase(broker, user_id, email_deadline_s=settings.email_deadline_s)
-        except (Unavailable, ApiError, TimeoutError) as exc:
-            raise TryLater("The erasure is under way and will be finished. Repeat the request.") from exc
 
     @router.post(
         "/v1/users",
@@ -75,30 +61,10 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
         ),
     )
     async def create(request: Request) -> Response:
-        until = deadline()
-        new = await _body(request, until)
-        problems: dict[str, str] = {}
-        address, name = users.Address("", ""), ""
-        try:
-            address = users.address(new.email)
-        except InvalidRequest as exc:
-            problems |= exc.errors
-        try:
-            name = users.name(new.name)
-        except InvalidRequest as exc:
-            problems |= exc.errors
-        header = request.headers.get("idempotency-key")
-        key = None if header is None else users.idempotency_key(header)
-        if problems:
-            raise InvalidRequest(errors=problems)
-        while True:
-            try:
-                user = await store.create(address, name, key, until)
-                break
-            except EraseUnderWay as exc:
-                await finish_erase(exc.user_id, until)
-        mail = Mail(s.event_id(user.record.user_id, user.revision), user.record.created_at, None)
-        return _json(api.user_view(user, mail), 201, {"Location": f"/v1/users/{user.record.user_id}"})
+        until = registrar.deadline()
+        body = await _body(request, until)
+        user = await registrar.register(body, request.headers.get("idempotency-key"), until)
+        return _json(user, 201, {"Location": api.location(user)})
 
     @router.get(
         "/v1/users",
@@ -127,7 +93,7 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
         admin(request)
         limit = _number(request, "limit", 50, 1, api.LIMIT_MAX)
         cursor = _number(request, "cursor", 0, 0, 10**18)
-        found = await store.page(cursor, limit, deadline())
+        found = await store.page(cursor, limit, registrar.deadline())
         after = str(found[-1].revision) if len(found) == limit else None
         return _json(api.Page([api.row_view(user) for user in found], after))
 
@@ -137,9 +103,7 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
         **documented({200: ("The user.", api.UserView)}, NotFound, parameters=[api.USER_ID]),
     )
     async def one(request: Request) -> Response:
-        until = deadline()
-        user = await _user(store, request, until)
-        return _json(api.user_view(user, await store.mail(user, until)))
+        return _json(await registrar.view(request.path_params["user_id"], registrar.deadline()))
 
     @router.get(
         "/v1/users/{user_id}/welcome-email",
@@ -147,8 +111,8 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
         **documented({200: ("The mail.", api.WelcomeEmailView)}, NotFound, parameters=[api.USER_ID]),
     )
     async def welcome_email(request: Request) -> Response:
-        until = deadline()
-        user = await _user(store, request, until)
+        until = registrar.deadline()
+        user = await registrar.user(request.path_params["user_id"], until)
         return _json(api.welcome_email_view(await store.mail(user, until)))
 
     @router.post(
@@ -166,8 +130,8 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
     )
     async def resend(request: Request) -> Response:
         admin(request)
-        until, now = deadline(), datetime.now(UTC)
-        user = await _user(store, request, until)
+        until, now = registrar.deadline(), datetime.now(UTC)
+        user = await registrar.user(request.path_params["user_id"], until)
         try:
             event = await store.resend(user, now, until)
         except TooManyResends as exc:
@@ -192,28 +156,16 @@ def routes(store: Store, broker: Broker, audit: Auditor, settings: Settings) -> 
     )
     async def delete(request: Request) -> Response:
         admin(request)
-        until = deadline()
-        user_id = _user_id(request)
-        await finish_erase(user_id, until)  # one that was broken off earlier
+        until = registrar.deadline()
+        user_id = checked_id(request.path_params["user_id"])
+        await registrar.finish_erase(user_id, until)  # one that was broken off earlier
         await store.user(user_id, until)
         await store.ask_erase(user_id, datetime.now(UTC), until)
         await audit(request, "erase", user_id)
-        await finish_erase(user_id, until)
+        await registrar.finish_erase(user_id, until)
         return Response(status_code=204)
 
     return router
-
-
-def _user_id(request: Request) -> str:
-    """The id in the path. Anything may arrive there, `..` included."""
-    user_id: str = request.path_params["user_id"]
-    if not s.is_user_id(user_id):
-        raise NotFound("There is no user with this id.")
-    return user_id
-
-
-async def _user(store: Store, request: Request, until: float) -> User:
-    return await store.user(_user_id(request), until)
 
 
 def _json(body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -229,7 +181,7 @@ def _number(request: Request, name: str, default: int, lowest: int, highest: int
     return int(text)
 
 
-async def _body(request: Request, until: float) -> api.NewUser:
+async def _body(request: Request, until: float) -> bytearray:
     """The body, by counted bytes: behind a gateway it arrives chunked, without a length."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedType
@@ -238,13 +190,9 @@ async def _body(request: Request, until: float) -> api.NewUser:
         async with asyncio.timeout_at(until):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > api.BODY_MAX_BYTES:
-                    # The rest is read and dropped by the server: closing now would reset the connection, and a
-                    # client that is still sending would see that instead of the answer.
-                    raise BodyTooLarge(f"At most {api.BODY_MAX_BYTES} bytes.")
+                # The rest is read and dropped by the server: closing now would reset the connection, and a client
+                # that is still sending would see that instead of the answer.
+                check_size(len(body))
     except TimeoutError as exc:
         raise RequestTimeout(headers={"Connection": "close"}) from exc
-    try:
-        return _NEW_USER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise InvalidRequest(f"The body is not as documented: {exc}") from exc
+    return body

@@ -1,0 +1,112 @@
+"""Registering a user and reading one: what REST and the bus both offer, with one set of rules for both.
+
+    bytes -> NewUser -> address, name, key -> one write -> UserView
+
+How a request arrives and how its answer travels is not known here. Whatever is wrong is a `Problem`.
+"""
+
+import asyncio
+from typing import TypeVar
+
+import msgspec
+
+from contracts import subjects as s
+from contracts.runtime.broker import ApiError, Broker, Unavailable
+from user_svc import api, users
+from user_svc.erasure import erase
+from user_svc.errors import BodyTooLarge, InvalidRequest, NotFound, TryLater
+from user_svc.settings import Settings
+from user_svc.store import EraseUnderWay, Mail, Store, User
+
+T = TypeVar("T")
+
+_NEW_USER = msgspec.json.Decoder(api.NewUser)
+
+
+class Registrar:
+    """Every method raises `TryLater` when the broker does not answer before `until`, a time of the loop's clock."""
+
+    def __init__(self, store: Store, broker: Broker, settings: Settings) -> None:
+        self._store = store
+        self._broker = broker
+        self._request_timeout_s = settings.http_request_timeout_s
+        self._email_deadline_s = settings.email_deadline_s
+
+    def deadline(self) -> float:
+        """When a request that begins now must have its answer."""
+        return asyncio.get_running_loop().time() + self._request_timeout_s
+
+    async def register(self, body: bytes | bytearray, key: str | None, until: float) -> api.UserView:
+        """Registers whom the JSON body names.
+
+        Args:
+            key: the Idempotency-Key header as it came, if there was one.
+
+        Raises:
+            EmailTaken, InvalidRequest, BodyTooLarge.
+        """
+        new = decoded(_NEW_USER, body)
+        problems: dict[str, str] = {}
+        address, name = users.Address("", ""), ""
+        try:
+            address = users.address(new.email)
+        except InvalidRequest as exc:
+            problems |= exc.errors
+        try:
+            name = users.name(new.name)
+        except InvalidRequest as exc:
+            problems |= exc.errors
+        if key is not None:
+            key = users.idempotency_key(key)
+        if problems:
+            raise InvalidRequest(errors=problems)
+        while True:
+            try:
+                user = await self._store.create(address, name, key, until)
+                break
+            except EraseUnderWay as exc:
+                await self.finish_erase(exc.user_id, until)
+        return api.user_view(user, Mail(s.event_id(user.record.user_id, user.revision), user.record.created_at, None))
+
+    async def user(self, user_id: str, until: float) -> User:
+        """A user by whatever came as an id.
+
+        Raises:
+            NotFound: no such user, or erased.
+        """
+        return await self._store.user(checked_id(user_id), until)
+
+    async def view(self, user_id: str, until: float) -> api.UserView:
+        """The user as shown. Raises `NotFound`."""
+        user = await self.user(user_id, until)
+        return api.user_view(user, await self._store.mail(user, until))
+
+    async def finish_erase(self, user_id: str, until: float) -> None:
+        """Carries out the erasure that was asked for, if one was."""
+        try:
+            async with asyncio.timeout_at(until):
+                await erase(self._broker, user_id, email_deadline_s=self._email_deadline_s)
+        except (Unavailable, ApiError, TimeoutError) as exc:
+            raise TryLater("The erasure is under way and will be finished. Repeat the request.") from exc
+
+
+def checked_id(text: str) -> str:
+    """What came as an id of a user, if it looks like one; anything may come, `..` and `*` included. Else `NotFound`."""
+    if not s.is_user_id(text):
+        raise NotFound("There is no user with this id.")
+    return text
+
+
+def check_size(size_bytes: int) -> None:
+    """Raises `BodyTooLarge` for a body of more bytes than any request of ours needs."""
+    if size_bytes > api.BODY_MAX_BYTES:
+        raise BodyTooLarge(f"At most {api.BODY_MAX_BYTES} bytes.")
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes | bytearray) -> T:
+    """A body as its shape. Raises `InvalidRequest` or `BodyTooLarge`."""
+    check_size(len(body))
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidRequest(f"The body is not as documented: {exc}") from exc
