@@ -19,13 +19,14 @@ from tests.support.processes import ROOT
 from user_svc import app as user_app
 from user_svc.settings import Settings as UserSettings
 
-FILES = {name: yaml.safe_load((ROOT / name).read_text()) for name in ("compose.yaml",)}
+FILES = {name: yaml.safe_load((ROOT / name).read_text()) for name in ("compose.yaml", "deploy/compose.cluster.yaml")}
 SERVICES = [(file, name) for file, content in FILES.items() for name in content["services"]]
 
 BY_THE_IMAGE = {"HTTP_HOST"}
 NOT_IN_A_CONTAINER = {"EMAIL_TEMPLATES_DIR", "NATS_CREDS", "NATS_TLS_CA"}
 """Paths: whoever wants them mounts the file too, and writes the variable there."""
-OF_A_CLUSTER = {"ENVIRONMENT", "NATS_DURABILITY", "STREAM_REPLICAS"}
+IN_PRODUCTION = {"ENVIRONMENT", "NATS_DURABILITY", "STREAM_REPLICAS"}
+"""One machine for development has one broker, as it comes."""
 
 
 def service(file: str, name: str) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def test_nothing_waits_for_the_gateway(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_service_has_more_time_to_stop_than_it_takes(file: str) -> None:
-    """SIGKILL comes after both listeners and the messages under way had all the time they may take."""
+    """SIGKILL comes after both listeners and the messages under way had all the time they may take; and process 1 hears
+    a SIGTERM at any time."""
     listener_s = inspect.signature(serving).parameters["grace_s"].default
     drains_s = {
         "user-svc": user_app._DRAIN_S + 2 * listener_s,
@@ -89,6 +91,7 @@ def test_a_service_has_more_time_to_stop_than_it_takes(file: str) -> None:
     }
     for name, drain_s in drains_s.items():
         assert duration_s(service(file, name)["stop_grace_period"]) >= drain_s + 5
+        assert service(file, name)["init"] is True
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -100,7 +103,7 @@ def test_variables_are_the_settings(file: str, name: str, kind: type[CommonSetti
     given = {variable for variable in service(file, name)["environment"] if not variable.startswith("OTEL_")}
     settings = {variable_of(field.name) for field in msgspec.structs.fields(kind)}
     assert given <= settings
-    assert settings - given <= BY_THE_IMAGE | NOT_IN_A_CONTAINER | (OF_A_CLUSTER if file == "compose.yaml" else set())
+    assert settings - given <= BY_THE_IMAGE | NOT_IN_A_CONTAINER | (IN_PRODUCTION if file == "compose.yaml" else set())
 
 
 def test_the_image_is_made_of_what_the_arguments_say() -> None:
