@@ -23,7 +23,7 @@ def volume() -> Iterator[Volume]:
     made.remove(force=True)
 
 
-# Docker's proxy takes connections for a broker that is not there yet and drops them; nats-py leaves such a one unclosed.
+# Docker's proxy takes connections for a broker that is not there yet, and drops them; nats-py leaves those unclosed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_killed_broker_has_what_it_acknowledged(volume: Volume) -> None:
     """kill -9, and started again with its volume: the client comes back by itself and finds its message."""

@@ -218,14 +218,16 @@ def test_it_is_valid_by_krakends_schemas() -> None:
 
 def test_compose_runs_it_as_it_is_meant() -> None:
     """The hosts are services of it, only the API's port is published, on loopback, and the image is the tested one."""
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    services = compose["services"]
     service = services["krakend"]
     assert service["image"] == gateway.IMAGE
     [published] = service["ports"]
     assert published == f"127.0.0.1:${{{gateway.GATEWAY.variable}:-{gateway.GATEWAY.default}}}:{CONFIG['port']}"
     assert f"127.0.0.1:{CONFIG['port']}/__health" in str(service["healthcheck"])
-    [volume] = service["volumes"]
-    assert (volume["source"], volume["target"]) == ("./krakend.json", "/etc/krakend/krakend.json")
+    [config] = service["configs"]
+    assert config["target"] == "/etc/krakend/krakend.json"
+    assert compose["configs"][config["source"]]["file"] == "./krakend.json"
     [host] = CONFIG["host"]
     backend = urlsplit(host)
     environment = services[backend.hostname]["environment"]
