@@ -24,9 +24,10 @@ from tests.support.answers import Answer, differences
 from tests.support.krakend import CONFIG, gateway
 from tests.support.processes import ROOT, free_port
 from user_svc.app import build_app
+from user_svc.edge import Traffic
 from user_svc.settings import Settings
 
-APP = build_app(None, None, None, Settings())  # type: ignore[arg-type] - nothing is asked of them
+APP = build_app(None, None, Traffic(1), None, Settings())  # type: ignore[arg-type] - nothing is asked of them
 OPENAPI = APP.openapi()
 ENDPOINTS = CONFIG["endpoints"]
 IN_ALL_ENDPOINTS = {"traceparent", "tracestate", "X-Request-ID"}
