@@ -104,6 +104,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     """The server's words, the recipient's address replaced, at most 200 characters."""
     seconds: float = 0.0
+    trace_id: str = ""
+    """Of the mail's trace, where that is sampled: 32 hex digits. Since 1.1."""
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):

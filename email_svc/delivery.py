@@ -18,7 +18,9 @@ import msgspec
 import structlog
 
 from contracts import messages as m
+from contracts import semconv
 from contracts import subjects as s
+from contracts.runtime import traces
 from contracts.runtime.broker import ApiError, Conflict, Unavailable
 from contracts.runtime.clock import BrokerClock
 from contracts.runtime.pull import Message
@@ -114,7 +116,7 @@ class Delivery:
 
     async def handle(self, message: Message, leave: Leave) -> bool:
         """One message of the queue: delivered, or whatever becomes of it. True: an attempt found the path working."""
-        with metrics.IN_HAND.track_inprogress():
+        with metrics.IN_HAND.track_inprogress(), semconv.processing(message):
             async with Lease(message) as lease:
                 trial = Trial(message, lease, leave)
                 try:
@@ -136,11 +138,14 @@ class Delivery:
     async def _settle(self, trial: Trial, settlement: Settlement) -> None:
         match settlement:
             case Done():
-                await trial.message.ack()  # may be lost: then it comes again and is known
+                with semconv.settling("ack"):
+                    await trial.message.ack()  # may be lost: then it comes again and is known
             case Later(delay_s):
-                await trial.message.nak(delay_s)  # unsaid if it may be another's by now
+                with semconv.settling("nak"):
+                    await trial.message.nak(delay_s)  # unsaid if it may be another's by now
             case Erase():
-                await self._ledger.erase_entry(trial.message.sequence)
+                with semconv.settling("delete"):
+                    await self._ledger.erase_entry(trial.message.sequence)
             case None:
                 pass
 
@@ -153,6 +158,7 @@ class Delivery:
             metrics.QUARANTINED.inc()
             log.error("email.quarantined", sequence=message.sequence, reason=str(exc))
             return Done()
+        semconv.known_as(event.event_id)
         if event.event_id in self._in_hand:
             return None  # the broker forgot that it is; who has it keeps it alive, and will ack it
         self._in_hand.add(event.event_id)
@@ -181,7 +187,13 @@ class Delivery:
                 now=now,
             )
         except UnusableMail as exc:
-            attempt = m.Attempt(at=now, verdict=Verdict.UNUSABLE, phase="compose", text=redacted(str(exc), event.email))
+            attempt = m.Attempt(
+                at=now,
+                verdict=Verdict.UNUSABLE,
+                phase="compose",
+                text=redacted(str(exc), event.email),
+                trace_id=traces.trace_id(),
+            )
             return await self._record(event, row, attempt)
 
         result = await self._attempt(trial, event, mail, row, looked_at)
@@ -278,9 +290,10 @@ class Delivery:
             enhanced=enhanced_code(result.text),
             text=redacted(result.text, event.email) if result.code is not None else str(result.fault),
             seconds=round(seconds, 3),
+            trace_id=traces.trace_id(),
         )
         metrics.ATTEMPTED[verdict].inc()
-        metrics.SECONDS.observe(seconds)
+        metrics.SECONDS.observe(seconds, traces.exemplar())
         metrics.ANSWERS.labels(result.phase, result.fault or result.code).inc()
         if verdict is not Verdict.SENT:
             metrics.FAILED[verdict].inc()
@@ -300,6 +313,7 @@ class Delivery:
         self, event: m.WelcomeEmailRequested, row: Row | None, attempt: m.Attempt, *, path_rest_s: float = 0.0
     ) -> Settlement:
         """Decides what follows from an attempt and writes it down."""
+        semconv.judged(attempt.verdict, sent=attempt.verdict == Verdict.SENT)
         history = _history(row)
         tried_before = history.attempts[-1].at if history.attempts else attempt.at
         decision = decide(

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from contracts import messages as m
+from contracts import semconv
 from contracts import subjects as s
 from contracts.runtime.broker import Broker, Conflict
 from email_svc import metrics
@@ -49,12 +50,13 @@ class Ledger:
         `row` is what `look_up` found: attempts that the outcome makes superfluous, for it carries the history.
         """
         try:
-            await self._broker.store(
-                s.outcome(outcome.event_id, outcome.state),
-                m.OUTCOME.encode(outcome),
-                expect_last=0,
-                expect_on=s.outcome(outcome.event_id, "*"),
-            )
+            with semconv.recording("outcome"):
+                await self._broker.store(
+                    s.outcome(outcome.event_id, outcome.state),
+                    m.OUTCOME.encode(outcome),
+                    expect_last=0,
+                    expect_on=s.outcome(outcome.event_id, "*"),
+                )
         except Conflict:
             kept = await self._broker.last(s.DELIVERIES, s.outcome(outcome.event_id, "*"))
             if kept is None:  # in flight (clusters), or an erased marker that went just now
@@ -105,12 +107,13 @@ class Ledger:
         Raises:
             Conflict: somebody else has written meanwhile; theirs holds.
         """
-        await self._broker.store(
-            s.attempts(attempts.event_id),
-            m.ATTEMPTS.encode(attempts),
-            expect_last=0 if row is None else row.seq,
-            expect_on=s.delivery_rows(attempts.event_id),
-        )
+        with semconv.recording("attempts"):
+            await self._broker.store(
+                s.attempts(attempts.event_id),
+                m.ATTEMPTS.encode(attempts),
+                expect_last=0 if row is None else row.seq,
+                expect_on=s.delivery_rows(attempts.event_id),
+            )
 
     async def bury(self, outcome: m.Outcome) -> bool:
         """Writes the dead letter of an outcome; again is the same. False: its user was erased, and it is gone again."""

@@ -30,6 +30,7 @@ from aiosmtplib.esmtp import parse_esmtp_extensions
 from aiosmtplib.protocol import SMTPProtocol
 from aiosmtplib.response import SMTPResponse
 
+from contracts import semconv
 from email_svc.decision import Fault, Phase, SmtpResult
 from email_svc.message import Mail
 from email_svc.smtp_url import HOST, SmtpEndpoint
@@ -49,6 +50,7 @@ class SmtpConnection:
         self._timeout_s = timeout_s
         self._after_dot_timeout_s = after_dot_timeout_s
         self._wire = _Wire()
+        self._server = ("", 0)
         self._busy = False
         self._closed = False
         self._needs_reset = False
@@ -67,7 +69,11 @@ class SmtpConnection:
         self, endpoint: SmtpEndpoint, tls: ssl.SSLContext | None, local_hostname: str | None, connect_timeout_s: float
     ) -> SmtpResult | None:
         """Connect, greet, protect, log in. None: ready for a mail; else the connection is closed."""
-        failure = await self._ended(self._opening(endpoint, tls, local_hostname, connect_timeout_s))
+        self._server = (endpoint.host, endpoint.port)
+        with semconv.smtp("connect", *self._server) as span:
+            failure = await self._ended(self._opening(endpoint, tls, local_hostname, connect_timeout_s))
+            if failure is not None:
+                semconv.replied(span, failure.phase, failure.code, failure.fault)
         if failure is not None:
             self.abort()
         return failure
@@ -79,8 +85,10 @@ class SmtpConnection:
             before_dot: asked after the server's 354, with no await before the body and the dot are written. False: the
                 connection is closed instead, nothing was sent, and the result is LEASE_LOST at DATA.
         """
-        result = await self._ended(self._transaction(mail, envelope_from, before_dot))
-        assert result is not None
+        with semconv.smtp("send", *self._server) as span:
+            result = await self._ended(self._transaction(mail, envelope_from, before_dot))
+            assert result is not None
+            semconv.replied(span, result.phase, result.code, result.fault)
         if result.code is not None:
             self.mails += 1
             self.fresh = False

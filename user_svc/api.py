@@ -74,6 +74,8 @@ class AttemptView(msgspec.Struct, frozen=True):
     enhanced_code: str | None
     text: str
     seconds: float
+    trace_id: str | None = None
+    """Where its trace can be found; null if it is not sampled."""
 
 
 class WelcomeEmailView(msgspec.Struct, frozen=True):
@@ -130,7 +132,10 @@ def welcome_email_view(mail: Mail) -> WelcomeEmailView:
         event_id=mail.event_id,
         requested_at=mail.requested_at,
         attempts_total=row.history.total if row is not None else 0,
-        attempts=[AttemptView(a.at, a.verdict, a.phase, a.code, a.enhanced, a.text, a.seconds) for a in mail.attempts],
+        attempts=[
+            AttemptView(a.at, a.verdict, a.phase, a.code, a.enhanced, a.text, a.seconds, a.trace_id or None)
+            for a in mail.attempts
+        ],
         next_attempt_at=row.due_at if isinstance(row, m.Attempts) else None,
         ended_at=row.at if isinstance(row, m.Outcome) else None,
         reason=row.reason if isinstance(row, m.Outcome) else "",

@@ -15,6 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from contracts import semconv
+from contracts.runtime import traces
 from user_svc import metrics
 from user_svc.api import ProblemView, problem_view
 from user_svc.errors import Problem, TryLater
@@ -80,9 +82,10 @@ class Traffic:
                 metrics.REQUESTS.labels(method, route, status),
                 metrics.SECONDS.labels(method, route),
             )
+        semconv.answered(method, route, status)
         requests, duration = self._children[key]
         requests.inc()
-        duration.observe(seconds)
+        duration.observe(seconds, traces.exemplar())
         if status >= 500:
             metrics.ERRORS.labels(method, route).inc()
         log.info("request.answered", method=method, route=route, status=status, ms=round(seconds * 1000, 2))
@@ -117,18 +120,19 @@ class Edge:
             self._count(scope, status, began)
             return
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        try:
-            await self._app(scope, receive, tagged)
-        except ClientDisconnect:
-            status = status or 499  # nobody is there to be answered
-        except Exception:  # outermost: the caller gets a 500, the log the traceback
-            log.exception("request.failed")
-            if status == 0:
-                await problem_response(Problem())(scope, receive, tagged)
-        finally:
-            self._traffic.leave()
-            self._count(scope, status, began)
-            structlog.contextvars.unbind_contextvars("request_id")
+        with semconv.answering({name: _header(scope, name.encode()) for name in traces.FIELDS}):
+            try:
+                await self._app(scope, receive, tagged)
+            except ClientDisconnect:
+                status = status or 499  # nobody is there to be answered
+            except Exception:  # outermost: the caller gets a 500, the log the traceback
+                log.exception("request.failed")
+                if status == 0:
+                    await problem_response(Problem())(scope, receive, tagged)
+            finally:
+                self._traffic.leave()
+                self._count(scope, status, began)
+                structlog.contextvars.unbind_contextvars("request_id")
 
     def _count(self, scope: Scope, status: int, began: float) -> None:
         method = scope["method"] if scope["method"] in ("GET", "POST", "DELETE") else "other"

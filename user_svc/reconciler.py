@@ -58,9 +58,9 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
     if await broker.last(s.DELIVERIES, s.outcome(event, "*")) is not None:
         return False
     if isinstance(asked, m.UserRegistered):
-        await relay.publish(asked, key.seq, m.Why.REGISTRATION, key.time)
+        await relay.publish(asked, key.seq, m.Why.REGISTRATION, key.time, key.headers)
     else:
-        await relay.publish_again(asked, key.seq, key.time)
+        await relay.publish_again(asked, key.seq, key.time, key.headers)
     metrics.RECONCILED.inc()
     log.warning("reconciler.republished", event_id=event)
     return True

@@ -18,7 +18,9 @@ import msgspec
 import structlog
 
 from contracts import messages as m
+from contracts import semconv
 from contracts import subjects as s
+from contracts.runtime import traces
 from contracts.runtime.broker import ApiError, Broker, Conflict, StreamFull, Unavailable
 from contracts.runtime.pull import Message, PullLoop
 from user_svc import metrics
@@ -73,10 +75,10 @@ class Relay:
             match kind:
                 case "u":
                     user = m.USER_REGISTERED.decode(message.data)
-                    await self.publish(user, message.sequence, m.Why.REGISTRATION, message.stored_at)
+                    await self.publish(user, message.sequence, m.Why.REGISTRATION, message.stored_at, message.headers)
                 case "again":
                     again = m.WELCOME_AGAIN.decode(message.data)
-                    await self.publish_again(again, message.sequence, message.stored_at)
+                    await self.publish_again(again, message.sequence, message.stored_at, message.headers)
                 case "erase":
                     user_id = m.ERASE_USER.decode(message.data).user_id
                     await erase(self._broker, user_id, email_deadline_s=self._settings.email_deadline_s)
@@ -87,11 +89,20 @@ class Relay:
             log.error("relay.undecodable", sequence=message.sequence, reason=str(exc))
             metrics.RELAY_UNDECODABLE.inc()
 
-    async def publish(self, user: m.UserRegistered, revision: int, why: m.Why, requested_at: datetime) -> None:
+    async def publish(
+        self,
+        user: m.UserRegistered,
+        revision: int,
+        why: m.Why,
+        requested_at: datetime,
+        headers: traces.Headers,
+        repeated: traces.Headers | None = None,
+    ) -> None:
         """Puts the event that a key asks for into the queue, once.
 
         `revision` and `requested_at` are the key's sequence and the broker's time of its write, so a repeat, whoever
-        makes it, is the same event.
+        makes it, is the same event. `headers` are the key's, and its trace goes on; `repeated` are those of the key
+        whose mail this one repeats.
 
         Raises:
             StreamFull: the queue has no room. Unavailable, ApiError: not accepted after all tries.
@@ -106,7 +117,10 @@ class Relay:
             requested_at=requested_at,
             expires_at=requested_at + timedelta(seconds=self._settings.email_deadline_s),
         )
-        data = m.WELCOME_EMAIL_REQUESTED.encode(event)
+        with semconv.publishing(event_id, why, headers, repeated):
+            await self._enqueue(event_id, m.WELCOME_EMAIL_REQUESTED.encode(event))
+
+    async def _enqueue(self, event_id: str, data: bytes) -> None:
         tries = self._settings.client_email_service_retry_attempts
         for attempt in range(1, tries + 1):
             try:
@@ -114,6 +128,7 @@ class Relay:
                     s.welcome_requested(event_id),
                     data,
                     expect_last=0,
+                    headers=traces.headers(),
                     timeout_s=self._settings.client_email_service_timeout_s,
                 )
                 metrics.QUEUE_TOTAL.inc()
@@ -128,14 +143,25 @@ class Relay:
                     raise
             await asyncio.sleep(retry_delay_s(attempt, self._settings.client_email_service_retry_delay_s))
 
-    async def publish_again(self, again: m.WelcomeAgain, revision: int, asked_at: datetime) -> None:
+    async def publish_again(
+        self, again: m.WelcomeAgain, revision: int, asked_at: datetime, headers: traces.Headers
+    ) -> None:
         """The same for a resend or replay: the event carries the user's record as it is. User gone: the key goes."""
         kept = await living(self._broker, again.user_id, before=revision)
         if kept is None:
             await self._broker.delete(s.USERS, revision)
             log.info("relay.user_gone", user_id=again.user_id)
             return
-        await self.publish(m.USER_REGISTERED.decode(kept.data), revision, again.why, asked_at)
+        user, repeated = m.USER_REGISTERED.decode(kept.data), await self._headers_of_key(again.repeats)
+        await self.publish(user, revision, again.why, asked_at, headers, repeated)
+
+    async def _headers_of_key(self, event_id: str) -> traces.Headers | None:
+        """Of the key that asked for an event. None: it is gone, or that is no event's id."""
+        try:
+            key = await self._broker.at(s.USERS, s.split_event_id(event_id)[1])
+        except ValueError:
+            return None
+        return None if key is None else key.headers
 
 
 def retry_delay_s(attempt: int, base_s: float) -> float:

@@ -32,6 +32,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from contracts import semconv
 from contracts import subjects as s
 from contracts.runtime.broker import Broker
 from user_svc import api, metrics
@@ -155,17 +156,18 @@ class Rpc:
         request_id = harmless_id(headers.get("x-request-id", ""))
         until = self._registrar.deadline()
         structlog.contextvars.bind_contextvars(request_id=request_id)  # of this task alone
-        try:
-            view, more = await endpoint.handler(raw.data, headers, until)
-            more |= {"Content-Type": "application/json", "X-Request-ID": request_id}
-            await self._answer(endpoint, raw, int(more["Status"]), view, more, began)
-        except Problem as problem:
-            await self._refuse(endpoint, raw, request_id, problem, began)
-        except Exception:  # outermost: the caller gets a 500, the log the traceback
-            log.exception("request.failed")
-            await self._refuse(endpoint, raw, request_id, Problem(), began)
-        finally:
-            self._traffic.leave()
+        with semconv.answering(headers):
+            try:
+                view, more = await endpoint.handler(raw.data, headers, until)
+                more |= {"Content-Type": "application/json", "X-Request-ID": request_id}
+                await self._answer(endpoint, raw, int(more["Status"]), view, more, began)
+            except Problem as problem:
+                await self._refuse(endpoint, raw, request_id, problem, began)
+            except Exception:  # outermost: the caller gets a 500, the log the traceback
+                log.exception("request.failed")
+                await self._refuse(endpoint, raw, request_id, Problem(), began)
+            finally:
+                self._traffic.leave()
 
     async def _refuse(self, endpoint: Endpoint, raw: Msg, request_id: str, problem: Problem, began: float) -> None:
         endpoint.errors += 1

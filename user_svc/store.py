@@ -16,6 +16,7 @@ import msgspec
 
 from contracts import messages as m
 from contracts import subjects as s
+from contracts.runtime import traces
 from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
 from contracts.runtime.process import BadStart
 from user_svc.errors import EmailTaken, InvalidRequest, NotFound, TooManyResends, TryLater
@@ -127,7 +128,10 @@ class Store:
         loop = asyncio.get_running_loop()
         while (left_s := deadline - loop.time()) > 0:
             try:
-                return await self._broker.store(subject, data, expect_last=0, timeout_s=left_s / 2)
+                # With its trace, which the relay goes on with, and whoever sends the mail.
+                return await self._broker.store(
+                    subject, data, expect_last=0, headers=traces.headers(), timeout_s=left_s / 2
+                )
             except Conflict:
                 # None: it is in flight (clusters), or was deleted just now.
                 if (found := await self._last(stream, subject, deadline)) is not None:

@@ -94,6 +94,13 @@ class Stored(msgspec.Struct, frozen=True):
     seq: int
     time: datetime
     data: bytes = b""
+    hdrs: bytes = b""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Its headers; of a name that is there twice the last."""
+        lines = self.hdrs.decode("utf-8", "replace").split("\r\n")[1:]
+        return {name: value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
 
 
 class _Error(msgspec.Struct):

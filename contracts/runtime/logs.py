@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 import structlog
+from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 Format = Literal["console", "json"]
@@ -19,6 +20,15 @@ def _without_addresses(_logger: WrappedLogger, _method: str, event: EventDict) -
     for key, value in event.items():
         if isinstance(value, str) and "@" in value:
             event[key] = _ADDRESS.sub("<address>", value)
+    return event
+
+
+def _with_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Where the line was written; also when the trace is another's, and nothing is exported here."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+        event["span_id"] = trace.format_span_id(context.span_id)
     return event
 
 
@@ -38,6 +48,7 @@ def configure(*, service: str, level: str, form: Format | None) -> None:
         form = "console" if sys.stderr.isatty() else "json"
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -68,4 +79,6 @@ def configure(*, service: str, level: str, form: Format | None) -> None:
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel(max(number, logging.WARNING))
     logging.getLogger("nats").setLevel(max(number, logging.ERROR))
+    # Its warnings quote what a client sent; and a dead collector is worth one line a batch, not one a try.
+    logging.getLogger("opentelemetry").setLevel(max(number, logging.ERROR))
     structlog.contextvars.bind_contextvars(service=service)

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 import uvloop
 
-from contracts.runtime import logs, settings
+from contracts.runtime import logs, settings, traces
 from contracts.runtime.broker import Broker, connect
 from contracts.runtime.lifecycle import PortTaken
 from contracts.runtime.login import Refused
@@ -86,9 +86,9 @@ def run(
     for name in settings.unknown(kind, os.environ, prefixes=(*_PREFIXES, *prefixes), known=(*_OTHERS, *known)):
         log.warning("settings.unknown_variable", variable=name)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with traces.exporting(service), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main(config))
-    except (BadStart, PortTaken) as exc:
+    except (BadStart, PortTaken, settings.SettingsError) as exc:
         # Not through the log, which would take what looks like an address out of the hint.
         print(f"{service} cannot start:\n{exc}", file=sys.stderr)
         return BAD_START

@@ -130,6 +130,7 @@ async def test_the_mail_and_its_attempts_are_shown(api: httpx.AsyncClient, broke
             "enhanced_code": "4.2.0",
             "text": "later",
             "seconds": 0.5,
+            "trace_id": None,
         }
     ]
     assert (await api.get(f"/v1/users/{user['id']}")).json()["welcome_email"]["status"] == "retrying"

@@ -19,6 +19,7 @@ ALLOWED: list[tuple[str, set[str]]] = [
     ("contracts/subjects.py", WIRE),
     ("contracts/control.py", WIRE),
     ("contracts/runtime/", {"msgspec", "contracts.runtime"} | PLUMBING),  # no word of mail: not even the wire
+    ("contracts/semconv.py", WIRE | PLUMBING | {"contracts.runtime"}),
     ("contracts/topology.py", WIRE | PLUMBING | {"contracts.runtime"}),
     ("contracts/permissions.py", WIRE | {"contracts.topology"}),
     ("user_svc/breaker.py", PURE | {"user_svc.errors"}),
