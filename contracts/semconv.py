@@ -1,6 +1,6 @@
 """The spans: what each is called and what it says. The one place for these names.
 
-    POST /v1/users                          SERVER      user_svc; child of the gateway's. Over the bus: NATS users.create
+    POST /v1/users                          SERVER      user_svc; child of the gateway's; or RPC users.create
      └ publish email.welcome.requested      PRODUCER    the relay; parent kept in the headers of the key that asks
         ├ process email.welcome.requested   CONSUMER    email_svc, each delivery one; parent from the queue's headers
         │  ├ smtp connect, smtp send        CLIENT
@@ -56,10 +56,10 @@ def answering(headers: traces.Headers) -> AbstractContextManager[Span]:
 
 
 def answered(method: str, route: str, status: int) -> None:
-    """What the request under way came to; `route` is the template of its path, or the subject (method NATS)."""
+    """What the request under way came to; `route` is the template of its path, or the subject (method RPC)."""
     one = get_current_span()
     one.update_name(f"{method} {route}")
-    if method == "NATS":
+    if method == "RPC":
         one.set_attributes({RPC_SYSTEM: "nats", RPC_METHOD: route, RPC_STATUS: str(status)})
     else:
         one.set_attributes({HTTP_METHOD: method, HTTP_ROUTE: route, HTTP_STATUS: status})

@@ -15,6 +15,7 @@ from tests.support.processes import System, free_port
 from tests.support.smtp_server import Reply, SmtpServer, Transaction
 from tests.support.waiting import eventually
 
+GATEWAY = "cd" * 8
 PLANTED = "planted"
 """In the address, the name, the query, the tracestate and the words of the mail server; never in a span."""
 QUEUE = "email.welcome.requested"
@@ -29,7 +30,7 @@ def collector() -> Iterator[Collector]:
 
 def gateway(n: int) -> str:
     """The traceparent of a gateway's span, sampled."""
-    return f"00-{n:032x}-{'cd' * 8}-01"
+    return f"00-{n:032x}-{GATEWAY}-01"
 
 
 async def register(client: httpx.AsyncClient, n: int, traceparent: str) -> str:
@@ -50,14 +51,15 @@ def refusal(code: int, text: str) -> Any:
 
 
 async def whole(collector: Collector, trace_id: str) -> list[Span]:
-    """The spans of a mail's trace, once the last of them, the ack, is there with its delivery."""
+    """The spans of a mail's trace, once its ack is there, and of each span the parent: each service sends its own."""
 
     def look() -> list[Span] | None:
         spans = [one for one in collector.spans if one.trace_id == trace_id]
-        ids = {one.span_id for one in spans}
-        return spans if any(one.name == f"ack {QUEUE}" and one.parent in ids for one in spans) else None
+        known = {one.span_id for one in spans} | {"", GATEWAY}
+        acked = any(one.name == f"ack {QUEUE}" for one in spans)
+        return spans if acked and all(one.parent in known for one in spans) else None
 
-    return await eventually(look, what=f"ack in trace {trace_id}")
+    return await eventually(look, within_s=20, what=f"all of trace {trace_id}")
 
 
 def tree(spans: list[Span], *, without: str = "smtp connect") -> list[tuple[str, str]]:
@@ -102,7 +104,7 @@ async def test_one_mail_is_one_trace(system: System, smtp: SmtpServer, collector
             ("publish deliveries.attempts", f"process {QUEUE}"),
             ("smtp send", f"process {QUEUE}"),
         ]
-        assert tree(spans) == sorted([("POST /v1/users", "cd" * 8), *WAY, *retried])
+        assert tree(spans) == sorted([("POST /v1/users", GATEWAY), *WAY, *retried])
         by_name = {one.name: one for one in spans}
         deliveries = sorted((one for one in spans if one.name == f"process {QUEUE}"), key=lambda p: p.attributes[COUNT])
         assert [(p.attributes[COUNT], p.attributes["mailflow.verdict"]) for p in deliveries] == [
@@ -131,8 +133,11 @@ async def test_one_mail_is_one_trace(system: System, smtp: SmtpServer, collector
         # It can be found from everywhere: attempts, log lines, histograms.
         assert [a["trace_id"] for a in mail["attempts"]] == [f"{1:032x}"] * 2
         for service, event in ((system.user, "request.answered"), (system.email, "email.sent")):
-            line = next(line for line in lines(service.text(), event) if line.get("trace_id") == f"{1:032x}")
-            assert line["span_id"] in {one.span_id for one in spans}
+            spoken_in = {
+                line["span_id"] for line in lines(service.text(), event) if line.get("trace_id") == f"{1:032x}"
+            }
+            assert spoken_in, event
+            assert spoken_in <= {one.span_id for one in spans}
             metrics = await client.get(f"{service.admin}/metrics", headers=OPENMETRICS)
             assert metrics.headers["content-type"].startswith("application/openmetrics-text")
             assert f'# {{trace_id="{1:032x}"}}' in metrics.text
@@ -155,8 +160,17 @@ async def test_one_mail_is_one_trace(system: System, smtp: SmtpServer, collector
         again = await client.post(f"/v1/users/{first}/welcome-email", headers={"traceparent": gateway(3)})
         assert again.status_code == 202
         resent = await whole(collector, f"{3:032x}")
-        assert ("POST /v1/users/{user_id}/welcome-email", "cd" * 8) in tree(resent)
+        assert ("POST /v1/users/{user_id}/welcome-email", GATEWAY) in tree(resent)
         assert published(resent).links == ((f"{1:032x}", by_name["POST /v1/users"].span_id),)
+
+        # Over the bus it is the same.
+        person = json.dumps({"email": f"{PLANTED}6@example.com", "name": PLANTED}).encode()
+        created = await broker.request(s.USERS_CREATE, person, headers={"traceparent": gateway(6)})
+        await ended(client, json.loads(created.data)["id"], "sent")
+        spans = await whole(collector, f"{6:032x}")
+        assert tree(spans) == sorted(
+            [*WAY[:3], (f"publish {QUEUE}", "RPC users.create"), ("RPC users.create", GATEWAY), WAY[4]]
+        )
 
         # Garbage begins a trace of its own.
         garbage = await ended(client, await register(client, 4, f"00-{'0' * 32}-xyz"), "sent")
