@@ -134,10 +134,10 @@ def env(tmp_path: Path) -> dict[str, str]:
     return dict(zip(PORTS, numbers, strict=True)) | {"MAILFLOW_DATA": str(tmp_path / "data")}
 
 
-def up(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def up(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """`just up` where it is expected to refuse."""
     clean = {name: value for name, value in os.environ.items() if name not in ("NATS_URL", "SMTP_URL")}
-    command = [sys.executable, str(LOCAL / "up.py")]
+    command = [sys.executable, str(LOCAL / "up.py"), *arguments]
     return subprocess.run(command, env=clean | env, capture_output=True, text=True, timeout=DEADLINE_S)
 
 
@@ -198,6 +198,23 @@ http.server.HTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
     places = [next(at for at, line in enumerate(lines) if fact in line) for fact in facts]
     assert places == sorted(places), runner.said()
     assert "\033" not in runner.said(), "colour without a terminal"
+
+
+def test_what_runs_once_is_done_before_the_next_wave(start: Start) -> None:
+    """Its end is no death: the others go on, and it is not started again. If it fails the next does not start."""
+    runner = start([child("steady", POLITE), child("work", "print('pid 0')", once=True)], [child("second", POLITE)])
+    runner.wait_for("everything is ready")
+    runner.wait_for("second   | pid")
+    assert runner.said().index("work is done") < runner.said().index("second   | pid")
+    assert runner.process.poll() is None
+    runner.process.send_signal(signal.SIGTERM)
+    assert runner.exit_code() == 0
+    assert runner.said().count("work     | pid 0") == 1
+
+    refused = start([child("work", "raise SystemExit(78)", once=True)], [child("second", POLITE)])
+    assert refused.exit_code() == 1
+    assert "work refused to start (exit status 78)" in refused.said()
+    assert "second   |" not in refused.said()
 
 
 def test_dying_child_is_named_and_started_again(start: Start) -> None:
@@ -281,17 +298,77 @@ def test_broker_and_inbox_come_up_and_the_data_is_locked(start: Start, env: dict
     assert runner.exit_code() == 0
 
 
+def test_the_broker_alone_has_the_data_and_the_users_of_the_local_run(env: dict[str, str], tmp_path: Path) -> None:
+    """`up.py broker`: its operator gets in with the password that is kept there, nobody without; the data is locked."""
+    data = Path(env["MAILFLOW_DATA"])
+    with (tmp_path / "broker.log").open("wb") as log:
+        broker = subprocess.Popen([sys.executable, str(LOCAL / "up.py"), "broker"], env=os.environ | env, stderr=log)
+    try:
+        up_and_well = f"http://127.0.0.1:{env['NATS_MONITORING_PORT']}/healthz"
+
+        def ready() -> bool:
+            assert broker.poll() is None, (tmp_path / "broker.log").read_text()
+            try:
+                return httpx.get(up_and_well).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        poll(ready, (tmp_path / "broker.log").read_text)
+        refused = up(env | {"NATS_PORT": env["HTTP_PORT"], "NATS_MONITORING_PORT": env["INBOX_HTTP_PORT"]}, "broker")
+        assert refused.returncode == 2
+        assert "is in use by another `just up`" in refused.stderr
+        command = [sys.executable, str(LOCAL / "backup.py"), "save", str(tmp_path / "saved")]
+        own = {"NATS_USER": "operator", "NATS_PASSWORD": "guessed"}
+        clean = {name: value for name, value in os.environ.items() if name != "NATS_URL"}
+        saved, guessed = (
+            subprocess.run(command, env=clean | env | login, capture_output=True, text=True, timeout=DEADLINE_S)
+            for login in ({}, own)
+        )
+        assert (saved.returncode, "stream not found" in saved.stderr) == (1, True), saved
+        assert (guessed.returncode, "the broker refuses the login" in guessed.stderr) == (78, True), guessed
+    finally:
+        broker.terminate()
+        broker.wait(DEADLINE_S)
+    assert (data / "nats").is_dir()
+
+
+def test_each_logs_in_as_itself(env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the services comes the provisioner, who alone may make streams; nobody has another's password."""
+    monkeypatch.syspath_prepend(str(LOCAL))
+    import passwords
+    import up as local
+
+    tmp_path.joinpath("data").mkdir()
+    own = env | {"NATS_CREDS": "/for/another", "NATS_USER": "another", "PROVISION": "auto", "QUEUE_MAX_SIZE": "5"}
+    ports = local.read_ports(own, local.SERVICES + local.BROKER + local.INBOX)
+    (nats, inbox), (provisioner,), services = local.children(own, ports, tmp_path / "data")
+    known = passwords.passwords(tmp_path / "data", {})
+    for process in (provisioner, *services):
+        user = process.name
+        assert (process.env["NATS_USER"], process.env["NATS_PASSWORD"]) == (user, known[user])
+        assert process.env["PROVISION"] == ("auto" if process is provisioner else "verify")
+        assert process.env["QUEUE_MAX_SIZE"] == "5"
+        assert "NATS_CREDS" not in process.env
+    for process in (inbox, provisioner, *services):
+        others = {password for user, password in known.items() if user != process.name}
+        assert not others & set(process.env.values())
+    assert {f'"{password}"' for password in known.values()} <= set(nats.env.values())
+
+
 def test_own_urls_take_the_place_of_broker_and_inbox(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the services are run, with the URLs they were given and each with its own METRICS_PORT."""
     monkeypatch.syspath_prepend(str(LOCAL))
     import up as local
 
     own = env | {"NATS_URL": "nats://broker:4222", "SMTP_URL": "smtp://relay:25", "QUEUE_MAX_SIZE": "5"}
+    own |= {"NATS_USER": "me", "NATS_PASSWORD": "x", "PROVISION": "auto"}
     ports = local.read_ports(own, local.SERVICES)
     below, (user_svc, email_svc) = local.children(own, ports, Path("unused"))
     assert below == []
     assert user_svc.env["NATS_URL"] == email_svc.env["NATS_URL"] == "nats://broker:4222"
     assert "NATS_MONITORING_URL" not in user_svc.env
+    for service in (user_svc, email_svc):
+        assert (service.env["NATS_USER"], service.env["PROVISION"]) == ("me", "auto")
     assert email_svc.env["SMTP_URL"] == "smtp://relay:25"
     assert user_svc.env["QUEUE_MAX_SIZE"] == "5"
     assert user_svc.env["METRICS_PORT"] == env["USER_METRICS_PORT"]
