@@ -23,6 +23,8 @@ USERS: Final[tuple[User, ...]] = ("user_svc", "email_svc", "provisioner", "opera
 SERVICE_ENDPOINTS: Final = "users.*"
 """What user_svc answers as a NATS service."""
 _DISCOVERY: Final = "$SRV.>"
+_OTHERS_INBOXES: Final = "_INBOX.>"
+"""Where a client of the service hears its answers if it chooses no prefix of its own: nobody of ours."""
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,8 +33,6 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     denied: tuple[str, ...] = ()
-    answers: bool = False
-    """May publish once to the reply subject of each message that it received within the last minute."""
 
 
 def inbox(user: str) -> str:
@@ -68,6 +68,10 @@ def _user_svc() -> Rights:
             *_pulls(s.USERS, s.RELAY),
             f"$JS.API.CONSUMER.PAUSE.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}",
             f"$JS.API.CONSUMER.CREATE.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}",  # made anew if it is gone: else no mail moves
+            # Whom it answers. Not the broker's `allow_responses`: a question may come with any reply subject, and the
+            # answer to one that names $JS.API.STREAM.PURGE.… would purge.
+            *(inbox(user) for user in ("email_svc", "operator")),
+            _OTHERS_INBOXES,
         ),
         subscribe=(
             inbox("user_svc"),
@@ -76,7 +80,6 @@ def _user_svc() -> Rights:
             SERVICE_ENDPOINTS,
             _DISCOVERY,
         ),
-        answers=True,
     )
 
 
@@ -221,7 +224,6 @@ def _entry(user: User, of: Rights) -> str:
         "        subscribe: {",
         *_listed("allow", of.subscribe),
         "        }",
-        *(['        allow_responses: { max: 1, expires: "1m" }'] if of.answers else []),
         "      }",
         "    }",
     ]

@@ -14,6 +14,7 @@ from contracts import topology as t
 from contracts.permissions import USERS, User, accounts_conf, inbox, rights
 from contracts.runtime.broker import Broker, Denied, connect
 from tests.support.processes import ACCOUNTS, NatsServer, login, provisioned
+from tests.support.waiting import eventually
 
 SOMEBODY = "a" * 26
 EVENT = f"{SOMEBODY}.1"
@@ -83,7 +84,7 @@ DENIED: dict[User, tuple[str, ...]] = {
         "$KV.USERS.admin",
         s.changed(s.BREAKER_KEY),
         s.REPORT,
-        "_INBOX_email_svc.forged",
+        "_INBOX_provisioner.forged",
         "anything.else",
     ),
     "email_svc": (
@@ -294,23 +295,36 @@ async def pause(broker: Broker, until: str | None) -> dict[str, Any]:
 
 
 async def test_user_svc_answers_whoever_asks_it(users: dict[User, Broker]) -> None:
-    """Workers about the breaker, an operator over NATS; to the subject of the question, once, and nowhere else."""
+    """Workers about the breaker, an operator over NATS."""
 
     async def answer(message: Any) -> None:
         await message.respond(b"yes")
-        await message.respond(b"and more")
 
     for subject in (s.ASK, "users.get", "$SRV.PING"):
         await users["user_svc"].client.subscribe(subject, cb=answer)
     await users["user_svc"].client.flush()
+    assert (await users["email_svc"].request(s.ASK, b"")).data == b"yes"
+    assert (await users["operator"].request("users.get", b"")).data == b"yes"
+    assert (await users["operator"].request("$SRV.PING", b"")).data == b"yes"
+
+
+async def test_nobody_acts_through_the_answers_of_user_svc(users: dict[User, Broker], broker: Broker) -> None:
+    """A question whose reply subject is an order to the broker: the answer is denied, not carried out."""
+    before = await everything(broker)
+
+    async def answer(message: Any) -> None:
+        await message.respond(b"{}")
+
+    await users["user_svc"].client.subscribe(s.ASK, cb=answer)
+    await users["user_svc"].client.flush()
+    orders = [f"$JS.API.STREAM.PURGE.{s.USERS}", s.outcome(EVENT, "sent"), s.RATE_LIMIT_KEY]
     with structlog.testing.capture_logs() as said:
-        assert (await users["email_svc"].request(s.ASK, b"")).data == b"yes"
-        assert (await users["operator"].request("users.get", b"")).data == b"yes"
-        assert (await users["operator"].request("$SRV.PING", b"")).data == b"yes"
-        await users["user_svc"].client.flush()
-    denied = [line["subject"] for line in said if line["event"] == "broker.denied"]
-    assert len(denied) == 3
-    assert all(subject.startswith("_inbox_") for subject in denied)
+        for order in orders:
+            await users["email_svc"].client.publish(s.ASK, b"", reply=order)
+        await users["email_svc"].client.flush()
+        denied = lambda: {line["subject"] for line in said if line["event"] == "broker.denied"}  # noqa: E731
+        await eventually(lambda: denied() == {order.lower() for order in orders})
+    assert await everything(broker) == before
 
 
 async def test_a_missing_stream_says_what_makes_it(users: dict[User, Broker], broker: Broker) -> None:

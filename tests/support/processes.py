@@ -127,6 +127,7 @@ class NatsServer(Process):
         configuration."""
         if accounts is None:
             accounts = ACCOUNTS.read_text().replace("users: [", 'users: [ { user: "test", password: "test" }', 1)
+            accounts = accounts.replace('"_INBOX.>"', '"_INBOX.>", "_INBOX_test.>"')  # the test's own questions
             accounts += 'no_auth_user: "test"'
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.monitoring_port = free_port(), free_port()
