@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from contracts.runtime.broker import Broker, connect
-from tests.support.processes import NatsServer, System
+from tests.support.processes import GivenNats, NatsServer, System, nats_source
 from tests.support.smtp_server import SmtpServer
 
 NOT_IN_CI = frozenset({"krakend", "grafana", "jaeger", "fuse"})
@@ -22,8 +22,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="module")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer | GivenNats]:
     """A broker for the tests of one module."""
+    if "://" in (source := nats_source()):
+        given = GivenNats(source)
+        asyncio.run(given.ready())
+        yield given
+        return
     server = NatsServer(tmp_path_factory.mktemp("nats"))
     server.start()
     asyncio.run(server.ready())

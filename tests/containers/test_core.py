@@ -1,6 +1,8 @@
 """compose.yaml without gateway and monitoring: comes up, delivers, survives its broker, stops in order."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import httpx
@@ -8,12 +10,13 @@ import pytest
 
 from tests.containers.test_compose_files import CORE
 from tests.support.containers import Compose, docker, free_ports
+from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
 def core(image: str) -> Iterator[Compose]:
-    """The running system, on ports of its own. No simulated downtime: a test should not wait for its end."""
+    """The running system as `just quick-start` starts it, on ports of its own, without simulated downtime."""
     ports = free_ports(
         "HTTP_PORT",
         "USER_METRICS_PORT",
@@ -24,7 +27,18 @@ def core(image: str) -> Iterator[Compose]:
         "INBOX_HTTP_PORT",
     )
     compose = Compose("compose.yaml", name="core", DOWNTIME_ENABLED="false", **ports)
-    with compose.up(*CORE):
+    with compose.removed():
+        started = subprocess.run(
+            [sys.executable, "deploy/local/containers.py", "quick-start", *CORE],
+            cwd=ROOT,
+            env=compose.env,
+            capture_output=True,
+            text=True,
+        )
+        assert started.returncode == 0, f"{started.stdout}\n{started.stderr}\n{compose('logs').stdout}"
+        for port in ("HTTP_PORT", "USER_METRICS_PORT", "EMAIL_METRICS_PORT", "INBOX_HTTP_PORT"):
+            assert f" http://127.0.0.1:{ports[port]}" in started.stdout
+        assert '"status": "queued"' in started.stdout, "the first user"
         yield compose
 
 

@@ -8,7 +8,8 @@ import pytest
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
-from tests.support.containers import NATS_IMAGE, docker
+from tests.support.containers import docker
+from tests.support.processes import NATS_IMAGE
 from tests.support.waiting import eventually
 
 CONFINED = {

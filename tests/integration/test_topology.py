@@ -277,8 +277,7 @@ async def test_replicas_are_raised_and_never_lowered(tmp_path: Path) -> None:
 def lax_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     """A broker that syncs once a second."""
     server = NatsServer(tmp_path_factory.mktemp("lax"))
-    config = Path(server.command[2])
-    config.write_text(config.read_text().replace("sync_interval: always", "sync_interval: 1s"))
+    server.config.write_text(server.config.read_text().replace("sync_interval: always", "sync_interval: 1s"))
     with stopping(server):
         server.start()
         asyncio.run(server.ready())

@@ -12,7 +12,6 @@ from typing import Any
 
 from tests.support.processes import ROOT, free_port
 
-NATS_IMAGE = "nats:2.14.5-alpine"
 IMAGE = "mailflow:local"
 
 
@@ -48,10 +47,16 @@ class Compose:
 
     @contextlib.contextmanager
     def up(self, *services: str) -> Iterator[None]:
-        """These services, healthy, or an error with their logs; on leaving all is removed, volumes too."""
-        try:
+        """These services, healthy, or an error with their logs; on leaving all is removed."""
+        with self.removed():
             started = self("up", "-d", "--wait", "--wait-timeout", "120", *services, check=False)
             assert started.returncode == 0, f"{started.stderr}\n{self('logs', '--tail', '100', check=False).stdout}"
+            yield
+
+    @contextlib.contextmanager
+    def removed(self) -> Iterator[None]:
+        """On leaving everything is removed, volumes too."""
+        try:
             yield
         finally:
             self("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")

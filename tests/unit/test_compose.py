@@ -15,7 +15,7 @@ from contracts.runtime.settings import duration_s, variable_of
 from contracts.topology import TopologySettings
 from email_svc import main as email_main
 from email_svc.settings import Settings as EmailSettings
-from tests.support.processes import ROOT
+from tests.support.processes import NATS_IMAGE, ROOT
 from user_svc import app as user_app
 from user_svc.settings import Settings as UserSettings
 
@@ -72,6 +72,12 @@ def test_images_are_pinned_and_ports_are_this_machines(file: str, name: str) -> 
     found = service(file, name)
     assert re.search(r":v?\d+\.\d+\.\d+(-\w+)?$|\bmailflow:local\b", found["image"])
     assert all(port.startswith("127.0.0.1:") for port in found.get("ports", []))
+
+
+def test_the_tests_broker_is_the_one_that_compose_runs() -> None:
+    """Its version, in both files."""
+    images = {s["image"] for content in FILES.values() for n, s in content["services"].items() if n.startswith("nats")}
+    assert images - {"natsio/prometheus-nats-exporter:0.20.1"} == {NATS_IMAGE}
 
 
 @pytest.mark.parametrize("file", FILES)
