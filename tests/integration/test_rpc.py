@@ -16,6 +16,7 @@ import httpx
 import msgspec
 import nats.errors
 import pytest
+from jsonschema import Draft202012Validator
 
 from contracts import subjects as s
 from contracts.runtime.broker import Broker, Unavailable, connect
@@ -28,6 +29,10 @@ from user_svc.rpc import Rpc
 
 NO_ONE = "a" * 26
 JSON = {"content-type": "application/json"}
+SCHEMAS = {
+    name: Draft202012Validator(json.loads((ROOT / "contracts" / "schemas" / f"{name}.json").read_text()))
+    for name in ("user", "problem")
+}
 
 
 class Answer(NamedTuple):
@@ -76,6 +81,7 @@ async def over_bus(broker: Broker, subject: str, body: bytes, **headers: str) ->
     assert raw.headers is not None
     assert raw.headers["X-Request-ID"]
     code = raw.headers.get("Nats-Service-Error-Code")
+    SCHEMAS["user" if code is None else "problem"].validate(json.loads(raw.data))
     if code is None:
         status = int(raw.headers["Status"])
         assert status < 400
