@@ -1,6 +1,7 @@
 """The API over the bus: every answer is REST's, asked in the same test; handlers run side by side; none gets lost."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -408,38 +409,111 @@ class Waiting(Registrar):
         raise RuntimeError("a secret")
 
 
-async def test_handlers_run_side_by_side_and_are_waited_for(tmp_path: Path) -> None:
-    """A hundred at once and no more; a fault tells the caller nothing; what is begun at the end is answered."""
+@contextlib.asynccontextmanager
+async def slow_line(port: int) -> AsyncIterator[str]:
+    """A line to the broker on which whatever follows a PING takes 200 ms longer."""
+
+    async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            head, ping, rest = data.partition(b"PING\r\n")
+            target.write(head + ping)
+            if ping:
+                await asyncio.sleep(0.2)
+                target.write(rest)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", port)
+        back = asyncio.create_task(forward(broker_reader, writer))
+        await forward(reader, broker_writer)
+        back.cancel()
+        for each in (broker_writer, writer):
+            each.close()
+            await each.wait_closed()
+        closed.set()
+
+    closed = asyncio.Event()
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await closed.wait()
+    server.close()
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[Broker, Broker]]:
+    """Two connections to a broker without any service, the first over the slow line."""
     server = NatsServer(tmp_path)
     with stopping(server):
         server.start()
         await server.ready()
-        one, two = [await connect(name=n, url=server.url, on_closed=lambda reason: None) for n in ("one", "two")]
-        registrar = Waiting()
-        service = Rpc(one, registrar, Traffic(100))
-        await service.start()
-        await one.client.flush()
-        fault = await over_bus(two, s.USERS_GET, b'{"id":"a"}')
-        assert fault.status == 500
-        assert b"secret" not in fault.body
-        asking = [asyncio.create_task(over_bus(two, s.USERS_CREATE, b"")) for _ in range(100)]
-        await eventually(lambda: registrar.running == 100)
-        assert (await over_bus(two, s.USERS_CREATE, b"")).status == 503
-        stopped = asyncio.create_task(service.stop(grace_s=30))
+        async with slow_line(server.port) as url:
+            one, two = [await connect(name="test", url=u, on_closed=lambda reason: None) for u in (url, server.url)]
+            yield one, two
+            await one.close()
+            await two.close()
 
-        async def nobody() -> bool:
-            try:
-                await two.client.request(s.USERS_CREATE, b"", timeout=30)  # silence would be a time-out
-            except nats.errors.NoRespondersError:
-                return True
+
+async def listening(broker: Broker) -> None:
+    """Waits until somebody answers."""
+
+    async def answered() -> bool:
+        try:
+            await broker.client.request(f"$SRV.PING.{rpc.NAME}", timeout=5)
+        except nats.errors.NoRespondersError:
             return False
+        return True
 
-        await eventually(nobody)
-        assert not stopped.done()
-        assert not any(task.done() for task in asking)
-        registrar.go.set()
-        await stopped
-        answers = await asyncio.gather(*asking)
-        assert {answer[:2] for answer in answers} == {(201, msgspec.json.encode(VIEW))}
-        for connection in (one, two):
-            await connection.close()
+    await eventually(answered)
+
+
+async def test_handlers_run_side_by_side_and_are_waited_for(pair: tuple[Broker, Broker]) -> None:
+    """A hundred at once and no more; a fault tells the caller nothing; what is begun at the end is answered."""
+    one, two = pair
+    registrar = Waiting()
+    service = Rpc(one, registrar, Traffic(100))
+    await service.start()
+    await listening(two)
+    fault = await over_bus(two, s.USERS_GET, b'{"id":"a"}')
+    assert fault.status == 500
+    assert b"secret" not in fault.body
+    asking = [asyncio.create_task(over_bus(two, s.USERS_CREATE, b"")) for _ in range(100)]
+    await eventually(lambda: registrar.running == 100)
+    assert (await over_bus(two, s.USERS_CREATE, b"")).status == 503
+    stopped = asyncio.create_task(service.stop(grace_s=30))
+
+    async def nobody() -> bool:
+        try:
+            await two.client.request(s.USERS_CREATE, b"", timeout=30)  # silence would be a time-out
+        except nats.errors.NoRespondersError:
+            return True
+        return False
+
+    await eventually(nobody)
+    assert not stopped.done()
+    assert not any(task.done() for task in asking)
+    registrar.go.set()
+    await stopped
+    answers = await asyncio.gather(*asking)
+    assert {answer[:2] for answer in answers} == {(201, msgspec.json.encode(VIEW))}
+
+
+async def test_a_stop_drops_no_request(pair: tuple[Broker, Broker]) -> None:
+    """Forty ask without pause, and each gets its answers until nobody listens.
+
+    nats-py's own drain lets its PING overtake the UNSUB; what arrives between the two would be dropped.
+    """
+    one, two = pair
+    registrar = Waiting()
+    registrar.go.set()
+    service = Rpc(one, registrar, Traffic(1000))
+    await service.start()
+    await listening(two)
+
+    async def ask_on() -> None:
+        with contextlib.suppress(nats.errors.NoRespondersError):
+            while True:
+                await two.client.request(s.USERS_CREATE, b"", timeout=10)
+
+    asking = [asyncio.create_task(ask_on()) for _ in range(40)]
+    await eventually(lambda: registrar.running > 40)
+    await service.stop(grace_s=30)
+    await asyncio.gather(*asking)
