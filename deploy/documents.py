@@ -24,6 +24,7 @@ import msgspec
 
 from contracts import control, messages, permissions
 from contracts import subjects as s
+from contracts.runtime import traces
 from contracts.topology import Service, Stream, topology
 from email_svc import downtime, limiter
 from email_svc.policies import limit
@@ -68,8 +69,12 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 """Messages that are no JSON."""
 
-_ASKED = {"X-Request-ID": _TEXT, "traceparent": _TEXT, "tracestate": _TEXT}
+_TRACED = {name: {"type": "string", "description": "W3C Trace Context."} for name in traces.FIELDS}
+_ASKED = {"X-Request-ID": _TEXT, **_TRACED}
 HEADERS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("user.registered.v1", "welcome_email.again.v1", "user.erase.v1", "welcome_email.requested.v1"), _TRACED
+    ),
     "users.create.request": {"Idempotency-Key": _TEXT | {"maxLength": 255}, **_ASKED},
     "users.get.request": _ASKED,
     "user": {"Status": {"enum": ["200", "201"]}, "Location": _TEXT, "Content-Type": _TEXT, "X-Request-ID": _TEXT},

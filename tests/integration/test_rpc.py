@@ -1,6 +1,7 @@
 """The API over the bus: every answer is REST's, asked in the same test; handlers run side by side; none gets lost."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from contracts import subjects as s
-from contracts.runtime.broker import Broker, Unavailable, connect
+from contracts.runtime.broker import ApiError, Broker, Unavailable, connect
 from tests.support.processes import ROOT, NatsServer, Service, System, stopping
 from tests.support.waiting import eventually
 from user_svc import api, rpc
@@ -199,6 +200,24 @@ async def test_headers_are_known_in_any_case(broker: Broker, services: tuple[Ser
     raw = await broker.request(s.USERS_GET, b"{}", headers={"x-request-id": "a b"})
     assert raw.headers is not None
     assert raw.headers["X-Request-ID"] != "a b"
+
+
+async def test_the_trace_goes_on(broker: Broker, services: tuple[Service, Service]) -> None:
+    """A caller's trace context is in the user's record and in the queue entry made of it, though nobody exports."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    answer = await over_bus(broker, s.USERS_CREATE, fresh(), traceparent=f"00-{trace}-b7ad6b7169203331-01")
+    user = json.loads(answer.body)
+
+    async def headers_of(stream: str, subject: str) -> str:
+        try:
+            found = await broker.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        except ApiError:
+            return ""  # not relayed yet
+        return base64.b64decode(found["message"].get("hdrs", "")).decode()
+
+    assert f"traceparent: 00-{trace}-" in await headers_of(s.USERS, s.user_key(user["id"]))
+    queued = s.welcome_requested(user["welcome_email"]["event_id"])
+    assert trace in await eventually(lambda: headers_of(s.WELCOME_EMAILS, queued))
 
 
 async def test_two_hundred_at_once(broker: Broker, services: tuple[Service, Service], rest: httpx.AsyncClient) -> None:
