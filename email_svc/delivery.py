@@ -116,7 +116,7 @@ class Delivery:
 
     async def handle(self, message: Message, leave: Leave) -> bool:
         """One message of the queue: delivered, or whatever becomes of it. True: an attempt found the path working."""
-        with metrics.IN_HAND.track_inprogress(), semconv.processing(message):
+        with metrics.IN_HAND.track_inprogress(), semconv.processing(message) as span:
             async with Lease(message) as lease:
                 trial = Trial(message, lease, leave)
                 try:
@@ -126,9 +126,11 @@ class Delivery:
                     await self._path.give_back(leave, works=trial.works)
                     raise
                 except (Unavailable, ApiError) as exc:
+                    traces.failed(span, type(exc).__name__)
                     log.warning("email.given_back", sequence=message.sequence, reason=str(exc))
                     await self._settle(trial, Later(1.0 + random.random()))
-                except Exception:  # a mistake of ours: seldom again, until the deadline ends it
+                except Exception as exc:  # a mistake of ours: seldom again, until the deadline ends it
+                    traces.failed(span, type(exc).__name__)
                     log.exception("email.failed", sequence=message.sequence)
                     await self._settle(trial, Later(min(_GIVEN_BACK_MAX_S, 2.0 ** min(message.delivered, 10))))
         if leave.kind == "permit":  # last, for the answer may be long in coming, and the mail does not wait for it

@@ -20,7 +20,7 @@ from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, NoOpTracer, Span, SpanKind, StatusCode, Tracer, format_trace_id
+from opentelemetry.trace import INVALID_SPAN, Link, NoOpTracer, Span, SpanKind, StatusCode, Tracer, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from contracts.runtime.settings import SettingsError
@@ -31,6 +31,7 @@ FIELDS: Final = ("traceparent", "tracestate")
 """The headers that are read and written."""
 _W3C = TraceContextTextMapPropagator()
 _tracer: Tracer = NoOpTracer()
+_NOTHING = contextlib.nullcontext(INVALID_SPAN)
 
 Headers = Mapping[str, str]
 """Of a message or a request, by lower-case names; what of them is no trace context is not looked at."""
@@ -38,7 +39,6 @@ Headers = Mapping[str, str]
 ERROR_TYPE: Final = "error.type"
 
 
-@contextlib.contextmanager
 def span(
     name: str,
     kind: SpanKind,
@@ -46,7 +46,7 @@ def span(
     *,
     parent: Headers | None = None,
     link: Headers | None = None,
-) -> Iterator[Span]:
+) -> contextlib.AbstractContextManager[Span]:
     """A span around the body, which makes it the current one.
 
     Args:
@@ -54,6 +54,19 @@ def span(
             current span.
         link: another context that it refers to.
     """
+    if isinstance(_tracer, NoOpTracer) and not (parent and parent.get("traceparent")):
+        return _NOTHING  # what is current stays so, and there is nothing to hand on: 0.2 us instead of 10
+    return _span(name, kind, attributes, parent, link)
+
+
+@contextlib.contextmanager
+def _span(
+    name: str,
+    kind: SpanKind,
+    attributes: Mapping[str, str | int] | None,
+    parent: Headers | None,
+    link: Headers | None,
+) -> Iterator[Span]:
     linked = [] if link is None else [Link(trace.get_current_span(_context(link)).get_span_context())]
     started = _tracer.start_span(
         name,
