@@ -1,11 +1,15 @@
 """The compose files are valid, whatever profile is chosen; in production no secret has a default."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from deploy import make_secrets
 from tests.support.containers import Compose
+from tests.support.processes import ROOT
 
 CORE = ("nats", "user-svc", "email-svc", "mailpit")
 
@@ -36,3 +40,13 @@ def test_the_clusters_file_is_valid_with_secrets_only(tmp_path: Path) -> None:
         refused = compose("config", "--quiet", check=False)
         assert refused.returncode != 0
         assert f"{line.partition('=')[0]}" in refused.stderr
+
+
+def test_an_engine_that_does_not_answer_is_named() -> None:
+    """Docker's own words, and what would help."""
+    command = [sys.executable, "deploy/local/containers.py", "compose", "ps"]
+    env = os.environ | {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "/nowhere/docker.sock" in done.stderr
+    assert "Docker Engine 25 or newer" in done.stderr

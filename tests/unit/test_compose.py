@@ -2,6 +2,8 @@
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,17 @@ def test_the_tests_broker_is_the_one_that_compose_runs() -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
+def test_what_is_mounted_exists(file: str) -> None:
+    """Files and folders of the repository, and none that a container might write to."""
+    volumes = [v.split(":") for s in FILES[file]["services"].values() for v in s.get("volumes", ())]
+    mounted = [found for found in volumes if found[0].startswith(".")]
+    assert [found for found in mounted if found[2:] != ["ro"]] == []
+    sources = [found[0] for found in mounted] + [config["file"] for config in FILES[file]["configs"].values()]
+    assert sources
+    assert [source for source in sources if not (ROOT / file).parent.joinpath(source).exists()] == []
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_nothing_waits_for_the_gateway(file: str) -> None:
     """A system without it is whole."""
     assert [n for n, s in FILES[file]["services"].items() if "krakend" in s.get("depends_on", {})] == []
@@ -119,3 +132,12 @@ def test_the_image_is_made_of_what_the_arguments_say() -> None:
     assert set(sources) == {"${UV_IMAGE}", "${PYTHON_IMAGE}"}
     assert not any("syntax=" in line for line in lines)
     assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]
+
+
+def test_without_docker_it_says_what_to_install() -> None:
+    """And that there is another way."""
+    command = [sys.executable, "deploy/local/containers.py", "compose", "ps"]
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": "/nowhere"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Docker Engine 25 or newer with its compose plugin" in done.stderr
+    assert "`just up`" in done.stderr
