@@ -100,7 +100,7 @@ async def test_a_user_who_is_added_meanwhile_is_let_in(tmp_path: Path) -> None:
         )
         done, _ = await asyncio.wait({connecting}, timeout=0.5)
         assert not done
-        now_known(Path(server.command[2]))
+        now_known(server.config)
         server.kill()
         server.start()
         broker = await asyncio.wait_for(connecting, 20)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ from contracts import subjects as s
 from contracts import topology as t
 from contracts.permissions import USERS, User, accounts_conf, inbox, rights
 from contracts.runtime.broker import Broker, Denied, connect
-from tests.support.processes import ACCOUNTS, NatsServer, login, provisioned
+from tests.support.processes import ACCOUNTS, NatsServer, login, provisioned, stopping
 from tests.support.waiting import eventually
 
 SOMEBODY = "a" * 26
@@ -24,6 +24,16 @@ NO_ACK = "1.1.1.1700000000000000000.0"
 def test_the_file_is_what_the_command_writes() -> None:
     """`python -m contracts.permissions > deploy/nats-accounts.conf` changes nothing."""
     assert ACCOUNTS.read_text() == accounts_conf()
+
+
+@pytest.fixture(scope="module")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """Our own, for its users."""
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    with stopping(server):
+        server.start()
+        asyncio.run(server.ready())
+        yield server
 
 
 @pytest.fixture
@@ -198,6 +208,12 @@ UNHEARD: dict[User, tuple[str, ...]] = {
 }
 
 
+async def heard_by_broker(connection: Broker) -> None:
+    """All that was said so far. Twice, for nats-py sends the first PING before what it holds back."""
+    await connection.client.flush()
+    await connection.client.flush()
+
+
 def subject_of(what: str) -> str:
     return f"$JS.API.{what}" if what.partition(".")[0] in ("STREAM", "CONSUMER", "DIRECT") else what
 
@@ -234,7 +250,7 @@ async def test_what_is_denied_has_no_effect_and_is_said(users: dict[User, Broker
                 await users[user].request(subject, b'{"seq":1}', timeout_s=10)
             assert str(caught.value) == f"the broker does not allow {user} to publish to {subject}"
             await users[user].client.publish(subject, b"{}")
-        await users[user].client.flush()
+        await heard_by_broker(users[user])
     logged = [line for line in said if line["event"] == "broker.denied"]
     assert {line["subject"] for line in logged} == {subject_of(what).lower() for what in DENIED[user]}
     assert {(line["operation"], line["user"], line["log_level"]) for line in logged} == {("publish", user, "error")}
@@ -252,11 +268,11 @@ async def test_nobody_hears_what_is_not_for_him(users: dict[User, Broker], broke
     with structlog.testing.capture_logs() as said:
         for subject in UNHEARD[user]:
             await users[user].client.subscribe(subject, cb=hear)
-        await users[user].client.flush()
+        await heard_by_broker(users[user])
         for subject in UNHEARD[user]:
             await broker.client.publish(subject.replace("*", "x").replace(">", "x"), b"")
-        await broker.client.flush()
-        await users[user].client.flush()
+        await heard_by_broker(broker)
+        await heard_by_broker(users[user])
     refused = {line["subject"] for line in said if line["event"] == "broker.denied"}
     assert refused == {subject.lower() for subject in UNHEARD[user]}
     assert heard == []
@@ -302,7 +318,7 @@ async def test_user_svc_answers_whoever_asks_it(users: dict[User, Broker]) -> No
 
     for subject in (s.ASK, "users.get", "$SRV.PING"):
         await users["user_svc"].client.subscribe(subject, cb=answer)
-    await users["user_svc"].client.flush()
+    await heard_by_broker(users["user_svc"])
     assert (await users["email_svc"].request(s.ASK, b"")).data == b"yes"
     assert (await users["operator"].request("users.get", b"")).data == b"yes"
     assert (await users["operator"].request("$SRV.PING", b"")).data == b"yes"
@@ -316,12 +332,12 @@ async def test_nobody_acts_through_the_answers_of_user_svc(users: dict[User, Bro
         await message.respond(b"{}")
 
     await users["user_svc"].client.subscribe(s.ASK, cb=answer)
-    await users["user_svc"].client.flush()
+    await heard_by_broker(users["user_svc"])
     orders = [f"$JS.API.STREAM.PURGE.{s.USERS}", s.outcome(EVENT, "sent"), s.RATE_LIMIT_KEY]
     with structlog.testing.capture_logs() as said:
         for order in orders:
             await users["email_svc"].client.publish(s.ASK, b"", reply=order)
-        await users["email_svc"].client.flush()
+        await heard_by_broker(users["email_svc"])
         denied = lambda: {line["subject"] for line in said if line["event"] == "broker.denied"}  # noqa: E731
         await eventually(lambda: denied() == {order.lower() for order in orders})
     assert await everything(broker) == before
