@@ -105,7 +105,8 @@ class Prometheus(Process):
         assert answer.status_code == 200, f"{expr}: {answer.text}"
         return any(v != "NaN" for series in answer.json()["data"]["result"] for _, v in series["values"])
 
-    async def fired(self, client: httpx.AsyncClient) -> set[str]:
-        """The alerts that have fired so far."""
-        found = await self.query(client, 'group by (alertname) (max_over_time(ALERTS{alertstate="firing"}[30m]))')
+    async def fired(self, client: httpx.AsyncClient, *, within_s: float) -> set[str]:
+        """The alerts that fired within the last so many seconds."""
+        window = f"[{max(1, int(within_s * 1000))}ms]"
+        found = await self.query(client, f'group by (alertname) (max_over_time(ALERTS{{alertstate="firing"}}{window}))')
         return {series["metric"]["alertname"] for series in found}
