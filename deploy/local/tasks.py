@@ -28,8 +28,16 @@ def port(variable: str, default: int) -> str:
 
 def create_user(email: str = "", name: str = "Ada Lovelace") -> int:
     """Register somebody and print the answer; without an address a fresh one is made up."""
-    email = email or f"ada.{secrets.token_hex(4)}@example.com"
-    return _call("API", port("HTTP_PORT", 8080), "/v1/users", {"email": email, "name": name})
+    return _call("API", port("HTTP_PORT", 8080), "/v1/users", _somebody(email, name))
+
+
+def rpc_create(email: str = "", name: str = "Ada Lovelace") -> int:
+    """The same over the bus, with the nats CLI."""
+    return nats("request", "--no-templates", "users.create", json.dumps(_somebody(email, name)))
+
+
+def _somebody(email: str, name: str) -> dict[str, str]:
+    return {"email": email or f"ada.{secrets.token_hex(4)}@example.com", "name": name}
 
 
 def admin(service: str, path: str, body: str = "") -> int:
@@ -116,6 +124,7 @@ def complain(text: str) -> int:
 
 TASKS: dict[str, Callable[..., int]] = {
     "create-user": create_user,
+    "rpc-create": rpc_create,
     "admin": admin,
     "health-check": health_check,
     "nats": nats,

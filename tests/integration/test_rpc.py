@@ -264,15 +264,20 @@ async def test_what_has_no_inbox_is_not_done(broker: Broker, services: tuple[Ser
 # --- discovery -----------------------------------------------------------------------------------------------------
 
 
-async def cli(nats_server: NatsServer, *arguments: str) -> str:
-    """What the nats CLI says, by way of the recipes' script."""
-    command = [sys.executable, "deploy/local/tasks.py", "nats", *arguments]
+async def recipe(nats_server: NatsServer, *arguments: str) -> str:
+    """What the recipes' script says."""
+    command = [sys.executable, "deploy/local/tasks.py", *arguments]
     env = os.environ | {"NATS_URL": nats_server.url}
     run = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=env, capture_output=True, text=True)
     if "not installed" in run.stdout + run.stderr:
         pytest.skip("the nats CLI is not installed: go install github.com/nats-io/natscli/nats@v0.5.0")
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
+
+
+async def cli(nats_server: NatsServer, *arguments: str) -> str:
+    """What the nats CLI says."""
+    return await recipe(nats_server, "nats", *arguments)
 
 
 async def test_the_nats_cli_knows_the_service(
@@ -293,6 +298,8 @@ async def test_the_nats_cli_knows_the_service(
     which = json.dumps({"id": user["id"]})
     assert json.loads(await cli(nats_server, "request", "--raw", s.USERS_GET, which))["id"] == user["id"]
     assert "create" in await cli(nats_server, "service", "stats", rpc.NAME)
+    name = 'Ada "{{ID}}" Lovelace'
+    assert json.loads(await recipe(nats_server, "rpc-create", "ada@example.com", name))["name"] == name
 
     stats = [json.loads(raw.data) for raw in await everybody(broker, f"$SRV.STATS.{rpc.NAME}", 2)]
     create = [each for stat in stats for each in stat["endpoints"] if each["name"] == "create"]
