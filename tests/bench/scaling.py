@@ -1,0 +1,120 @@
+"""What one broker does, what a weaker promise would give, what three do: the figures of deploy/SCALING.md.
+
+    uv run python -m tests.bench.scaling --mails 500 --rounds 3
+
+Everything is the real thing on this machine, the client and the SMTP server included, so the absolute figures say
+little: compare the lines of one run.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from contracts.runtime.broker import Broker, connect
+from tests.support.load import register, together
+from tests.support.processes import NatsServer, Service, cluster_of_three, login, provisioned, stopping
+from tests.support.smtp_server import SmtpServer
+from tests.support.waiting import eventually
+
+AT_ONCE = 64
+WAYS = {"one broker, fsync always": "always", "one broker, fsync each second": "1s", "three brokers, R3": "cluster"}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one run: what was stored, registered and delivered a second."""
+
+    stored: float
+    registered: float
+    delivered: float
+
+
+async def measure(way: str, folder: Path, mails: int) -> Figures:
+    """Publishes alone; then registrations with no email_svc; then the backlog they made, delivered."""
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = await _brokers(stack, way, folder)
+        replicas = len(nodes)
+        await provisioned(nodes[0].url, replicas=replicas)
+        smtp = await stack.enter_async_context(SmtpServer())
+        env = {
+            "NATS_URL": ",".join(node.url for node in nodes),
+            "NATS_DURABILITY": "interval" if way == "1s" else "always",
+            "NATS_MONITORING_URL": ",".join(node.monitoring_url for node in nodes),
+            "PROVISION": "verify",
+            "SMTP_URL": f"smtp://127.0.0.1:{smtp.port}",
+            "RATE_LIMIT_RPM": "0",
+            "LOG_LEVEL": "WARNING",
+        }
+        user = Service("user_svc", folder, env | login("user_svc"))
+        email = Service("email_svc", folder, env | login("email_svc"))
+        stack.enter_context(stopping(user, email))
+        user.start()
+        await user.ready(60)
+        broker = await connect(name="bench", url=env["NATS_URL"], on_closed=lambda reason: None)
+        stack.push_async_callback(broker.close)
+        stored = await _stored(broker, mails * 4, replicas)
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        async with httpx.AsyncClient(base_url=user.url, limits=limits, timeout=60) as client:
+            began = time.perf_counter()
+            await together(*(register(client, n) for n in range(mails)), at_once=AT_ONCE)
+            registered = mails / (time.perf_counter() - began)
+        email.start()
+        await email.ready(60)
+        await eventually(lambda: len({mail.rcpt for mail in smtp.accepted}) == mails, within_s=300)
+        first, last = smtp.mails_begun[0], smtp.mails_begun[-1]
+        return Figures(stored, registered, (len(smtp.mails_begun) - 1) / (last - first))
+
+
+async def _brokers(stack: contextlib.AsyncExitStack, way: str, folder: Path) -> list[NatsServer]:
+    if way == "cluster":
+        return await stack.enter_async_context(cluster_of_three(folder))
+    broker = NatsServer(folder, sync=way)
+    stack.enter_context(stopping(broker))
+    broker.start()
+    await broker.ready()
+    return [broker]
+
+
+async def _stored(broker: Broker, count: int, replicas: int) -> float:
+    """Publishes a second to a stream of its own, `AT_ONCE` at a time."""
+    stream = {"name": "BENCH", "subjects": ["bench.>"], "storage": "file", "num_replicas": replicas}
+    await broker.api("STREAM.CREATE.BENCH", stream, timeout_s=20)
+    began = time.perf_counter()
+    await together(*(broker.store(f"bench.{n}", b"x" * 300, timeout_s=20) for n in range(count)), at_once=AT_ONCE)
+    rate = count / (time.perf_counter() - began)
+    await broker.api("STREAM.DELETE.BENCH")
+    return rate
+
+
+async def table(mails: int, rounds: int) -> str:
+    """The ways in turn, round after round; the medians as Markdown, ratios against the first."""
+    found: dict[str, list[Figures]] = {name: [] for name in WAYS}
+    for _ in range(rounds):
+        for name, way in WAYS.items():
+            with tempfile.TemporaryDirectory(prefix="mailflow-bench-") as folder:
+                found[name].append(await measure(way, Path(folder), mails))
+    lines = ["| | publishes/s | registrations/s | mails/s |", "|---|---|---|---|"]
+    base = next(iter(found.values()))
+    for name, figures in found.items():
+        cells = []
+        for what in ("stored", "registered", "delivered"):
+            median = statistics.median(getattr(one, what) for one in figures)
+            ratio = median / statistics.median(getattr(one, what) for one in base)
+            cells.append(f"{median:,.0f} (×{ratio:.1f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mails", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    print(asyncio.run(table(chosen.mails, chosen.rounds)))
