@@ -24,6 +24,11 @@ up:
 dev:
     LOG_LEVEL="${LOG_LEVEL:-DEBUG}" exec uv run watchfiles --filter python 'python deploy/local/up.py' contracts user_svc email_svc deploy/local
 
+# Run KrakenD in front of `just up`, on port 8000 (KRAKEND_BIN, krakend on the path, or Docker)
+[group('run')]
+gateway:
+    exec uv run python deploy/local/gateway.py
+
 # Register somebody (a fresh address unless you give one) and print the answer
 [group('run')]
 create-user email="" name="Ada Lovelace":

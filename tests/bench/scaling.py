@@ -107,7 +107,7 @@ async def table(mails: int, rounds: int) -> str:
         for what in ("stored", "registered", "delivered"):
             median = statistics.median(getattr(one, what) for one in figures)
             ratio = median / statistics.median(getattr(one, what) for one in base)
-            cells.append(f"{median:,.0f} (×{ratio:.1f})")
+            cells.append(f"{median:,.0f} (x{ratio:.1f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -365,3 +365,20 @@ def test_what_may_differ_is_no_difference() -> None:
     assert differences(GOOD, anew, {"event_id"}) == []
     assert differences(GOOD, anew) != []
     assert differences(GOOD, changed_answer(body=b'{"n":1}'), {"event_id"}) != []
+
+
+def test_the_readme_tells_the_gateways_own_answers() -> None:
+    """Port, limit, timeout and breaker as they are configured."""
+    part = (ROOT / "README.md").read_text().partition("### Behind the gateway")[2].partition("\n## ")[0]
+    part = " ".join(part.split())
+    limit = ENDPOINTS[0]["extra_config"]["qos/ratelimit/router"]
+    breaker = ENDPOINTS[0]["backend"][0]["extra_config"]["qos/circuit-breaker"]
+    assert (limit["every"], CONFIG["max_header_bytes"]) == ("1m", 16 * 1024)
+    for said in (
+        f"http://127.0.0.1:{CONFIG['port']}>",
+        f"registering, {limit['client_max_rate']} a minute",
+        f"silent for {duration_s(CONFIG['timeout']):g} s",
+        f"after {breaker['max_errors'] + 1} in a row",
+        f"for {breaker['timeout']} s",
+    ):
+        assert said in part, said
