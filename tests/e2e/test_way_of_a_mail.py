@@ -1,9 +1,8 @@
 """Does a mail get through: both services as processes, a real broker, a real SMTP dialogue."""
 
-import asyncio
-
 import httpx
 
+from tests.support.load import together
 from tests.support.processes import System
 from tests.support.smtp_server import SmtpServer
 from tests.support.waiting import eventually
@@ -36,13 +35,13 @@ async def test_thousand_registrations_are_a_thousand_mails(system: System, smtp:
     await system.start()
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
     async with httpx.AsyncClient(base_url=system.user.url, limits=limits, timeout=30) as client:
-        answers = await asyncio.gather(*(register(client, n) for n in range(1000)))
+        answers = await together(*(register(client, n) for n in range(1000)), at_once=64)
         assert [a.status_code for a in answers] == [201] * 1000
         await eventually(lambda: len(smtp.accepted) >= 1000, within_s=60)
         assert sorted(t.rcpt for t in smtp.accepted) == sorted(f"user{n}@example.com" for n in range(1000))
 
         async def all_sent() -> bool:
-            views = await asyncio.gather(*(client.get(f"/v1/users/{a.json()['id']}") for a in answers))
+            views = await together(*(client.get(f"/v1/users/{a.json()['id']}") for a in answers), at_once=64)
             return all(v.json()["welcome_email"]["status"] == "sent" for v in views)
 
         await eventually(all_sent, within_s=30)
