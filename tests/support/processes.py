@@ -145,9 +145,10 @@ class NatsServer(Process):
         cluster: tuple[int, list[int]] | None = None,
         accounts: str | None = None,
         more: str = "",
+        sync: str = "always",
     ) -> None:
         """`cluster`: its own route port, and those of all. `accounts`: who may log in instead. `more`: lines of
-        configuration."""
+        configuration. `sync`: how often it fsyncs."""
         if accounts is None:
             accounts = ACCOUNTS.read_text().replace("users: [", 'users: [ { user: "test", password: "test" }', 1)
             accounts = accounts.replace('"_INBOX.>"', '"_INBOX.>", "_INBOX_test.>"')  # the test's own questions
@@ -159,7 +160,7 @@ class NatsServer(Process):
             f'server_name: "{name}"',
             f'listen: "127.0.0.1:{self.port}"',
             f'http: "127.0.0.1:{self.monitoring_port}"',
-            f'jetstream {{ store_dir: "{self.store}", sync_interval: always, max_mem: 1G, max_file: 20G }}',
+            f'jetstream {{ store_dir: "{self.store}", sync_interval: {sync}, max_mem: 1G, max_file: 20G }}',
             accounts,
             more,
         ]
