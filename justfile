@@ -8,6 +8,7 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 jobs := env('JOBS', num_cpus())
 tasks := "uv run python deploy/local/tasks.py"
 workshop := "uv run python deploy/local/workshop.py"
+containers := "uv run python deploy/local/containers.py"
 
 # List all recipes
 [group('run')]
@@ -33,6 +34,11 @@ gateway:
 [group('run')]
 create-user email="" name="Ada Lovelace":
     {{ tasks }} create-user "$@"
+
+# Register somebody over the bus (a fresh address unless you give one) and print the answer (nats CLI)
+[group('run')]
+rpc-create email="" name="Ada Lovelace":
+    {{ tasks }} rpc-create "$@"
 
 # Ask broker and services whether they are well, one line each
 [group('run')]
@@ -101,6 +107,11 @@ check-all:
 
 [parallel]
 _check-all: lint test
+
+# Write the contracts' documents anew: AsyncAPI and JSON Schemas, from the code
+[group('check')]
+docs:
+    uv run python deploy/documents.py
 
 # Build for one service after the other
 [group('check')]
@@ -210,6 +221,16 @@ consumers name="WELCOME_EMAILS":
 queue:
     {{ tasks }} nats consumer info WELCOME_EMAILS email-svc
 
+# List the replicas that answer over the bus (nats CLI)
+[group('look')]
+rpc-ls:
+    {{ tasks }} nats service ls
+
+# Show the bus service: endpoints, schemas, how many requests and errors (nats CLI)
+[group('look')]
+rpc-info:
+    {{ tasks }} nats service info mailflow-users
+
 # List the keys of the bucket that holds the users (nats CLI)
 [group('look')]
 users-bucket:
@@ -247,6 +268,91 @@ clean-tools:
 [group('care')]
 clean-all:
     {{ workshop }} clean-all
+
+# Start everything in containers, with gateway and monitoring; say where it all is, and register somebody
+[group('docker')]
+quick-start *services:
+    {{ containers }} quick-start "$@"
+
+# Build the image
+[group('docker')]
+docker-build:
+    {{ containers }} compose build
+
+# Start the containers, or some of them, and wait until they are healthy
+[group('docker')]
+docker-up *services:
+    {{ containers }} compose up --detach --wait "$@"
+
+# Stop and remove the containers; the data stays
+[group('docker')]
+docker-down:
+    {{ containers }} compose --profile '*' down
+
+# Follow the logs of all containers, or of some
+[group('docker')]
+docker-logs *services:
+    {{ containers }} compose logs --follow --tail 100 "$@"
+
+# List the containers
+[group('docker')]
+docker-ps:
+    {{ containers }} compose ps
+
+# Show all containers, also those that have ended, and their health
+[group('docker')]
+status:
+    {{ containers }} compose --profile '*' ps --all
+
+# Follow user_svc's log
+[group('docker')]
+logs-user: (docker-logs "user-svc")
+
+# Follow email_svc's log
+[group('docker')]
+logs-email: (docker-logs "email-svc")
+
+# Follow the gateway's log
+[group('docker')]
+logs-gateway: (docker-logs "krakend")
+
+# Restart all containers
+[group('docker')]
+restart-all:
+    {{ containers }} compose restart
+
+# Restart user_svc's container
+[group('docker')]
+restart-user:
+    {{ containers }} compose restart user-svc
+
+# Restart email_svc's container
+[group('docker')]
+restart-email:
+    {{ containers }} compose restart email-svc
+
+# Build the image anew and replace the containers that run an older one
+[group('docker')]
+rebuild *services:
+    {{ containers }} compose up --build --detach --wait "$@"
+
+# Remove the containers, their data and the image
+[confirm("Remove MailFlow's containers, all their registrations and mails, and the image? [y/N]")]
+[group('docker')]
+docker-clean:
+    {{ containers }} clean
+
+# Begin anew: remove the containers with their data, the local run's data, and all caches
+[confirm("Remove all registrations and mails, of the containers and of the local run? [y/N]")]
+[group('docker')]
+reset:
+    {{ containers }} clean
+    {{ workshop }} clean
+
+# Write random secrets for deploy/compose.cluster.yaml into deploy/.env, once
+[group('docker')]
+secrets:
+    uv run python deploy/make_secrets.py
 
 # Start the broker alone, on the local run's data: for `just backup` and `just restore` without the services
 [group('move')]
