@@ -376,7 +376,7 @@ class Delivery:
             return Erase()
         metrics.OUTCOMES.labels(state).inc()
         if state is m.State.SENT:
-            metrics.TIME_TO_SEND.observe(max(0.0, (outcome.at - event.requested_at).total_seconds()))
+            metrics.TIME_TO_SEND.observe(max(0.0, (outcome.at - event.requested_at).total_seconds()), traces.exemplar())
             log.info("email.sent", event_id=event.event_id, attempts=history.total)
         else:
             text = history.attempts[-1].text if history.attempts else ""

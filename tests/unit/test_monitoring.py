@@ -24,8 +24,8 @@ from tests.support.processes import ROOT
 sys.path.append(str(ROOT / "deploy/grafana"))
 import dashboards as generator
 
-FOREIGN = re.compile(r"up|ALERTS|vector|(gnatsd|jetstream|http_server)_\w+")
-"""Names that others expose: Prometheus, the exporter, the gateway."""
+FOREIGN = re.compile(r"up|ALERTS|vector|(gnatsd|jetstream|http_server|process)_\w+")
+"""Names that others expose: Prometheus, the exporter, the gateway, and the operating system (not every one does)."""
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset"}
 RATED = re.compile(r"\b(?:rate|increase|irate)\s*\(\s*([\w:]+)")
 
