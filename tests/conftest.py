@@ -57,6 +57,8 @@ def system(tmp_path: Path, smtp: SmtpServer) -> Iterator[System]:
     made = System(tmp_path, f"smtp://127.0.0.1:{smtp.port}")
     yield made
     made.stop()
+    denied = [line for process in made.services for line in process.text().splitlines() if '"broker.denied"' in line]
+    assert denied == [], "deploy/nats-accounts.conf gives a service too little"
 
 
 @pytest.hookimpl(wrapper=True)

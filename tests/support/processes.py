@@ -325,10 +325,15 @@ class System:
         for service in (self.user, self.email):
             del service.env["NATS_USER"], service.env["NATS_PASSWORD"]
 
+    @property
+    def services(self) -> list[Process]:
+        """All replicas there are."""
+        return [self.user, self.email, *self.more]
+
     def set_env(self, **env: str) -> None:
         """Changes the environment of all services that are started from now on."""
         self.env |= env
-        for service in (self.user, self.email, *self.more):
+        for service in self.services:
             service.env |= env
 
     def another(self, module: str) -> Service:
@@ -357,7 +362,7 @@ class System:
 
     def stop(self) -> None:
         """Kills all."""
-        for process in (*self.more, self.user, self.email, self.nats):
+        for process in (*self.services, self.nats):
             process.kill()
 
 
