@@ -20,8 +20,6 @@ User = Literal["user_svc", "email_svc", "provisioner", "operator"]
 
 USERS: Final[tuple[User, ...]] = ("user_svc", "email_svc", "provisioner", "operator")
 
-SERVICE_ENDPOINTS: Final = "users.*"
-"""What user_svc answers as a NATS service."""
 _DISCOVERY: Final = "$SRV.>"
 _OTHERS_INBOXES: Final = "_INBOX.>"
 """Where a client of the service hears its answers if it chooses no prefix of its own: nobody of ours."""
@@ -77,7 +75,7 @@ def _user_svc() -> Rights:
             inbox("user_svc"),
             *(s.ASK, s.ASK_ALL, s.RESULT, s.RESULT_ALL, s.REPORT),
             s.changed(s.BREAKER_KEY),
-            SERVICE_ENDPOINTS,
+            *(s.USERS_CREATE, s.USERS_GET),
             _DISCOVERY,
         ),
     )
@@ -145,7 +143,7 @@ def _operator() -> Rights:
             *_deletes(s.DELIVERIES, s.DEAD_LETTERS),
             *(s.dead_letter("*.*", state) for state in ("dead", "expired")),
             s.ERASE_KEYS,
-            SERVICE_ENDPOINTS,
+            *(s.USERS_CREATE, s.USERS_GET),
             _DISCOVERY,
             "$SYS.REQ.USER.INFO",  # who am I
         ),
