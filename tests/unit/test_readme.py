@@ -80,3 +80,11 @@ def test_files_named_exist() -> None:
     """Paths in backticks are there."""
     for path in re.findall(r"`((?:email_svc|user_svc|contracts|deploy|tests)/[\w./]+)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_ports_are_those_of_compose() -> None:
+    """Each port that compose.yaml publishes is in the table with the variable that moves it, and no other is."""
+    rows = re.findall(r"^\| (\d+) \| .*? \| `([A-Z_]+)` \|$", README, re.MULTILINE)
+    published = re.findall(r'"127\.0\.0\.1:\$\{([A-Z_]+):-(\d+)\}:\d+"', (ROOT / "compose.yaml").read_text())
+    assert len(published) >= 11
+    assert sorted(rows) == sorted((number, variable) for variable, number in published)
