@@ -113,6 +113,17 @@ _check-all: lint test
 docs:
     uv run python deploy/documents.py
 
+# Make Grafana's dashboards anew; a second time changes nothing
+[group('check')]
+dashboards:
+    uv run python deploy/grafana/dashboards.py
+
+# Check Prometheus' configuration and rules, and test the alerts (promtool)
+[group('check')]
+rules-check:
+    command -v promtool >/dev/null || { echo "this needs promtool: apt-get install prometheus" >&2; exit 1; }
+    promtool check config deploy/prometheus/prometheus.yml && promtool test rules deploy/prometheus/tests/*.yml
+
 # Build for one service after the other
 [group('check')]
 build-seq: (build "user") (build "email")
@@ -129,6 +140,16 @@ lint-seq: _lint-code _lint-just typecheck
 [group('check')]
 show-jobs:
     echo "jobs={{ jobs }}: JOBS=2 just check-all, or just jobs=2 check-all"
+
+# Show the figures of both services that tell how MailFlow is
+[group('look')]
+monitor-metrics:
+    uv run python deploy/prometheus/figures.py
+
+# Run a Prometheus beside `just up`, with the shipped rules (needs the `prometheus` command)
+[group('look')]
+prometheus:
+    exec uv run python deploy/prometheus/local.py
 
 # Show the circuit breaker: state, reason, what the broker shows
 [group('look')]

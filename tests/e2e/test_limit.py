@@ -1,17 +1,20 @@
 """The rate limit of the whole fleet: four replicas, kills, and one whose host clock is an hour off."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import httpx
 import pytest
 
 from tests.e2e.test_way_of_a_mail import register
+from tests.support.load import together
 from tests.support.processes import System
 from tests.support.smtp_server import SmtpServer
 from tests.support.waiting import eventually
@@ -19,9 +22,10 @@ from tests.support.waiting import eventually
 RPM, BURST = 1200, 10
 RATE = RPM / 60
 WINDOW_RPM = 240  # of the windows: two of them are seen
-SEEN_LATER_S = 0.5
-"""A MAIL begins up to 0.1 s after its token; a crowded machine lets the server see it later still. The laws without
-this allowance are held to a simulated clock in tests/property/test_limit_property.py."""
+SEEN_LATER_S = 0.4
+"""A MAIL begins up to 0.1 s after its token, and a crowded machine lets the server see it later still; what this
+process stood still meanwhile comes on top. The laws without allowance are held to a simulated clock in
+tests/property/test_limit_property.py."""
 
 
 # The library itself: the command `faketime` would be a process in between, and its child would outlive a kill.
@@ -38,23 +42,41 @@ def most_within(times: list[float], window_s: float) -> int:
     return most
 
 
-def bucket_law(burst: int) -> Callable[[list[float]], None]:
-    def check(times: list[float]) -> None:
+@contextlib.asynccontextmanager
+async def standstill() -> AsyncIterator[list[float]]:
+    """The longest time that this process, which is the server, did not get to look, in seconds."""
+    longest = [0.0]
+
+    async def watch() -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)  # what is measured
+            longest[0] = max(longest[0], time.monotonic() - before - 0.01)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield longest
+    finally:
+        watching.cancel()
+
+
+def bucket_law(burst: int) -> Callable[[list[float], float], None]:
+    def check(times: list[float], later_s: float) -> None:
         for window_s in (0.5, 1, 2, 5, 10):
-            allowed = RATE * (window_s + SEEN_LATER_S) + burst
+            allowed = RATE * (window_s + later_s) + burst
             assert most_within(times, window_s) <= allowed, f"{most_within(times, window_s)} in {window_s} s"
 
     return check
 
 
-def window_law(times: list[float]) -> None:
-    assert most_within(times, 60.0 - SEEN_LATER_S) <= WINDOW_RPM
+def window_law(times: list[float], later_s: float) -> None:
+    assert most_within(times, 60.0 - later_s) <= WINDOW_RPM
 
 
-def minute_law(times: list[float]) -> None:
+def minute_law(times: list[float], later_s: float) -> None:
     to_wall = time.time() - time.monotonic()
     # Of a minute's first moments nobody can tell here whether the MAIL began before it.
-    minutes = Counter(int((at + to_wall) // 60) for at in times if (at + to_wall) % 60 >= SEEN_LATER_S)
+    minutes = Counter(int((at + to_wall) // 60) for at in times if (at + to_wall) % 60 >= later_s)
     assert max(minutes.values()) <= WINDOW_RPM
 
 
@@ -80,28 +102,28 @@ async def test_fleet_holds_the_law_through_kills(system: System, smtp: SmtpServe
         replica.start()
         await replica.ready(40)
     rng, mails = random.Random(7), 300
-    async with httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
-        await asyncio.gather(*(register(client, n) for n in range(mails)))
+    async with standstill() as longest, httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
+        await together(*(register(client, n) for n in range(mails)))
         for victim in rng.sample(replicas[:3], 2):
             seen = len(smtp.mails_begun)
             await eventually(lambda seen=seen: len(smtp.mails_begun) > seen + 20, within_s=40)
             await asyncio.to_thread(victim.kill)  # this process is the server too: it must not stand still
             await asyncio.to_thread(victim.start)
         await eventually(lambda: len({t.rcpt for t in smtp.accepted}) == mails, within_s=150)
-    LAWS[algorithm](smtp.mails_begun)
+    LAWS[algorithm](smtp.mails_begun, SEEN_LATER_S + 2 * longest[0])
 
 
 async def test_token_bucket_uses_its_limit_and_its_burst(system: System, smtp: SmtpServer) -> None:
     """Under backlog at least 95 % of the limit is used; a full burst goes out at once after idling."""
     system.set_env(RATE_LIMIT_RPM=str(RPM), RATE_LIMIT_BURST=str(BURST))
     await system.start()
-    async with httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
-        await asyncio.gather(*(register(client, n) for n in range(250)))
+    async with standstill() as longest, httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
+        await together(*(register(client, n) for n in range(250)))
         await eventually(lambda: len(smtp.accepted) == 250, within_s=60)
         begun = sorted(smtp.mails_begun)
         steady = [t for t in begun if t > begun[0] + 2.0]
-        assert (len(steady) - 1) / (steady[-1] - steady[0]) >= 0.95 * RATE
-        bucket_law(BURST)(begun)
+        assert most_within(steady, 5.0) >= 0.95 * RATE * 5, "in the best five seconds: a crowded machine may stall"
+        bucket_law(BURST)(begun, SEEN_LATER_S + 2 * longest[0])
         shown = (await client.get(f"{system.email.admin}/rate-limit")).json()
         assert (shown["algorithm"], shown["burst"]) == ("token_bucket", BURST)
 
@@ -113,7 +135,7 @@ async def test_token_bucket_uses_its_limit_and_its_burst(system: System, smtp: S
         await asyncio.gather(*(register(client, 1000 + n) for n in range(BURST)))
         await eventually(lambda: len(smtp.mails_begun) == first + BURST)
         burst = smtp.mails_begun[first:]
-        assert max(b - a for a, b in pairwise(burst)) < 1 / RATE * 5, "the burst was not at once"
+        assert median(b - a for a, b in pairwise(burst)) < 1 / RATE / 2, "the burst was not at once"
 
 
 async def test_windows_stop_at_their_limit(system: System, smtp: SmtpServer) -> None:
@@ -123,7 +145,7 @@ async def test_windows_stop_at_their_limit(system: System, smtp: SmtpServer) -> 
     async with httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
         for n in range(25):
             await register(client, n)
-        await eventually(lambda: len(smtp.accepted) == 20, within_s=20)
+        await eventually(lambda: len(smtp.accepted) == 20, within_s=60)
         since = time.monotonic()
 
         async def waited() -> bool:
