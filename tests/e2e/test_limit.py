@@ -103,12 +103,13 @@ async def test_fleet_holds_the_law_through_kills(system: System, smtp: SmtpServe
         await replica.ready(40)
     rng, mails = random.Random(7), 300
     async with standstill() as longest, httpx.AsyncClient(base_url=system.user.url, timeout=20) as client:
-        await together(*(register(client, n) for n in range(mails)))
+        registering = asyncio.create_task(together(*(register(client, n) for n in range(mails))))
         for victim in rng.sample(replicas[:3], 2):
             seen = len(smtp.mails_begun)
-            await eventually(lambda seen=seen: len(smtp.mails_begun) > seen + 20, within_s=40)
+            await eventually(lambda seen=seen: len(smtp.mails_begun) > seen + 20, within_s=90)
             await asyncio.to_thread(victim.kill)  # this process is the server too: it must not stand still
             await asyncio.to_thread(victim.start)
+        await registering
         await eventually(lambda: len({t.rcpt for t in smtp.accepted}) == mails, within_s=150)
     LAWS[algorithm](smtp.mails_begun, SEEN_LATER_S + 2 * longest[0])
 
