@@ -113,6 +113,11 @@ _check-all: lint test
 docs:
     uv run python deploy/documents.py
 
+# Write the broker's users anew (deploy/nats-accounts.conf), after a change of streams or subjects
+[group('check')]
+accounts:
+    uv run python -m contracts.permissions > deploy/nats-accounts.conf
+
 # Make Grafana's dashboards anew; a second time changes nothing
 [group('check')]
 dashboards:
