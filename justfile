@@ -295,90 +295,92 @@ clean-tools:
 clean-all:
     {{ workshop }} clean-all
 
-# Start everything in containers, with gateway and monitoring; say where it all is, and register somebody
-[group('docker')]
+# Build and start everything in containers, or these services; say where it is and register somebody
+[group('containers')]
 quick-start *services:
     {{ containers }} quick-start "$@"
 
 # Build the image
-[group('docker')]
-docker-build:
-    {{ containers }} compose build
+[group('containers')]
+docker-build *args:
+    {{ containers }} compose build "$@"
 
-# Start the containers, or some of them, and wait until they are healthy
-[group('docker')]
+# Start the containers, or these services, and wait until they are healthy
+[group('containers')]
 docker-up *services:
     {{ containers }} compose up --detach --wait "$@"
 
-# Stop and remove the containers; the data stays
-[group('docker')]
+# Stop and remove the containers; their data stays
+[group('containers')]
 docker-down:
-    {{ containers }} compose --profile '*' down
+    {{ containers }} compose --profile '*' down --remove-orphans
 
-# Follow the logs of all containers, or of some
-[group('docker')]
-docker-logs *services:
-    {{ containers }} compose logs --follow --tail 100 "$@"
+# Show the logs of all containers, or of these services; `--follow` stays
+[group('containers')]
+docker-logs *args:
+    {{ containers }} compose --profile '*' logs "$@"
 
-# List the containers
-[group('docker')]
+# List the containers and how they are, also those that have ended
+[group('containers')]
 docker-ps:
-    {{ containers }} compose ps
-
-# Show all containers, also those that have ended, and their health
-[group('docker')]
-status:
     {{ containers }} compose --profile '*' ps --all
 
-# Follow user_svc's log
-[group('docker')]
-logs-user: (docker-logs "user-svc")
+# List the containers and ask broker and services whether they are well
+[group('containers')]
+status: docker-ps health-check
 
-# Follow email_svc's log
-[group('docker')]
-logs-email: (docker-logs "email-svc")
+# Show user_svc's log; `--follow` stays
+[group('containers')]
+logs-user *args:
+    {{ containers }} compose logs "$@" user-svc
 
-# Follow the gateway's log
-[group('docker')]
-logs-gateway: (docker-logs "krakend")
+# Show email_svc's log; `--follow` stays
+[group('containers')]
+logs-email *args:
+    {{ containers }} compose logs "$@" email-svc
+
+# Show the gateway's log; `--follow` stays
+[group('containers')]
+logs-gateway *args:
+    {{ containers }} compose logs "$@" krakend
 
 # Restart all containers
-[group('docker')]
+[group('containers')]
 restart-all:
-    {{ containers }} compose restart
+    {{ containers }} compose --profile '*' restart
 
 # Restart user_svc's container
-[group('docker')]
+[group('containers')]
 restart-user:
     {{ containers }} compose restart user-svc
 
 # Restart email_svc's container
-[group('docker')]
+[group('containers')]
 restart-email:
     {{ containers }} compose restart email-svc
 
-# Build the image anew and replace the containers that run an older one
-[group('docker')]
-rebuild *services:
-    {{ containers }} compose up --build --detach --wait "$@"
+# Build the image anew and put it in the place of the services that run
+[group('containers')]
+rebuild:
+    {{ containers }} compose up --build --detach --wait user-svc email-svc
+
+# Write random secrets for deploy/compose.cluster.yaml into deploy/.env, once
+[group('containers')]
+secrets:
+    uv run python deploy/make_secrets.py
 
 # Remove the containers, their data and the image
-[confirm("Remove MailFlow's containers, all their registrations and mails, and the image? [y/N]")]
-[group('docker')]
+[confirm("Remove the containers, their data (registrations, mails, metrics) and the image? [y/N]")]
+[group('containers')]
 docker-clean:
     {{ containers }} clean
 
 # Begin anew: remove the containers with their data, the local run's data, and all caches
 [confirm("Remove all registrations and mails, of the containers and of the local run? [y/N]")]
-[group('docker')]
+[group('containers')]
 reset:
     {{ containers }} clean
     {{ workshop }} clean
-
-# Write random secrets for deploy/compose.cluster.yaml into deploy/.env, once
-[group('docker')]
-secrets:
-    uv run python deploy/make_secrets.py
 
 # Start the broker alone, on the local run's data: for `just backup` and `just restore` without the services
 [group('move')]
