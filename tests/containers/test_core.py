@@ -4,12 +4,13 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.containers.test_compose_files import CORE
-from tests.support.containers import Compose, docker, free_ports
+from tests.support.containers import IMAGE, Compose, docker, free_ports
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 
@@ -122,9 +123,54 @@ def test_it_starts_again_as_it_is(core: Compose) -> None:
     assert {c["ExitCode"] for c in core.containers().values() if c["Service"] in ("provision", "nats-volume")} == {0}
 
 
+def just(compose: Compose, *arguments: str) -> str:
+    """What a recipe prints; it must end well."""
+    command = [str(Path(sys.executable).parent / "just"), "--yes", *arguments]
+    env = compose.env | {"LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+async def test_the_recipes_look_and_act(core: Compose) -> None:
+    """Each Docker recipe does what its help says; a mail goes through after all of them."""
+    assert "user-svc" in just(core, "docker-ps")
+    assert just(core, "status").count("ok ") == 5
+    assert "process.started" in just(core, "docker-logs", "--no-color") or "topology" in just(core, "docker-logs")
+    assert "email-svc" not in just(core, "logs-user", "--tail", "5")
+    assert "user-svc" not in just(core, "logs-email", "--tail", "5")
+    assert just(core, "logs-gateway") == ""
+    assert IMAGE in just(core, "docker-build", "--print", "provision")
+    for recipe, service in (("restart-user", "user-svc"), ("restart-email", "email-svc")):
+        before = started(core, service)
+        just(core, recipe)
+        assert started(core, service) > before
+    before = started(core, "mailpit")
+    just(core, "restart-all")
+    assert started(core, "mailpit") > before
+    just(core, "rebuild")
+    just(core, "docker-up", *CORE)
+    await register(core, "barbara")
+    await delivered(core, "barbara")
+
+
 def test_services_stop_in_order(core: Compose) -> None:
     """SIGTERM ends them with 0, long before Docker would kill them."""
     core("stop", "user-svc", "email-svc")
     ended = {c["Service"]: c["ExitCode"] for c in core.containers().values() if c["State"] == "exited"}
     assert ended["user-svc"] == 0
     assert ended["email-svc"] == 0
+
+
+def test_down_keeps_the_data_and_clean_does_not(core: Compose) -> None:
+    """The last test: nothing of the project is left, its image neither (others here get it back)."""
+    docker("tag", IMAGE, "mailflow:kept-by-a-test")
+    volume = f"{core.env['COMPOSE_PROJECT_NAME']}_nats-data"
+    just(core, "docker-down")
+    assert core.containers() == {}
+    assert volume in docker("volume", "ls", "--format", "{{.Name}}").stdout.split()
+    just(core, "docker-clean")
+    assert volume not in docker("volume", "ls", "--format", "{{.Name}}").stdout.split()
+    assert docker("images", "-q", IMAGE).stdout == ""
+    docker("tag", "mailflow:kept-by-a-test", IMAGE)
+    docker("rmi", "mailflow:kept-by-a-test")

@@ -99,6 +99,7 @@ async def test_first_mail_and_every_recipe(local: dict[str, str]) -> None:
         "breaker-open": '"until_further_notice": true',
         "breaker-close": '"state": "closed"',
         "audit": '"breaker-open"',
+        "monitor-metrics": "breaker",
         "versions": "nats-server",
     }.items():
         status, output = await just(local, recipe)
@@ -129,6 +130,9 @@ async def test_streams_are_seen_with_the_nats_cli(local: dict[str, str]) -> None
         (("queue",), "email-svc"),
         (("users-bucket",), "u."),
         (("kv", "CONTROL"), "breaker"),
+        (("rpc-ls",), "mailflow-users"),
+        (("rpc-info",), "users.create"),
+        (("rpc-create",), '"status": "queued"'),
     ):
         status, output = await just(local, *arguments)
         assert status == 0, f"{arguments}: {output}"
@@ -142,3 +146,29 @@ async def test_nothing_runs_says_so(tmp_path: Path) -> None:
         status, output = await just(env, recipe)
         assert status != 0
         assert "just up" in output or "down" in output
+
+
+async def test_prometheus_beside_it(local: dict[str, str], tmp_path: Path) -> None:
+    """`just prometheus` scrapes what `just up` runs."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed: apt-get install prometheus")
+    env = local | {"PROMETHEUS_PORT": str(free_port())}
+    beside = Process("prometheus", [str(Path(sys.executable).parent / "just"), "prometheus"], tmp_path, env)
+    beside.start()
+    try:
+        async with httpx.AsyncClient() as client:
+
+            async def scraped() -> bool:
+                assert beside.running, beside.text()[-3000:]
+                try:
+                    answer = await client.get(f"http://127.0.0.1:{env['PROMETHEUS_PORT']}/api/v1/targets")
+                except httpx.TransportError:
+                    return False
+                targets = answer.json()["data"]["activeTargets"] if answer.status_code == 200 else []
+                up = {target["labels"]["job"] for target in targets if target["health"] == "up"}
+                return len(up) >= 2
+
+            await eventually(scraped, within_s=60, what="both services scraped")
+    finally:
+        beside.signal(signal.SIGTERM)
+        await beside.exit_status(30)

@@ -51,6 +51,7 @@ def test_what_needs_no_system(clone: Path) -> None:
         (["versions"], "nats-server"),
         (["build-seq"], "email_svc  loads from dist/mailflow-"),
         (["test", "email", "--collect-only", "-q", "tests/unit/test_decision.py"], "tests collected"),
+        (["--dry-run", "check-all"], "_check-all"),
         (["test", "user", "--collect-only", "-q"], "tests/integration/test_user_api.py"),
     ):
         done = just(clone, *arguments)
@@ -58,8 +59,37 @@ def test_what_needs_no_system(clone: Path) -> None:
         assert expected in done.stdout
     assert "test_smtp.py" not in just(clone, "test", "user", "--collect-only", "-q").stdout
     assert just(clone, "build", "nobody").returncode != 0
-    assert just(clone, "fmt").returncode == 0
+    for recipe in ("fmt", "docs", "accounts", "dashboards"):
+        done = just(clone, recipe)
+        assert done.returncode == 0, done.stdout
     assert subprocess.run(["git", "diff", "--stat"], cwd=clone, capture_output=True, text=True).stdout == ""
+
+
+def test_what_needs_tools(clone: Path, tmp_path: Path) -> None:
+    """`just rules-check` where promtool is; the gateway is given its copy; secrets are made once."""
+    done = just(clone, "gateway", KRAKEND_BIN=str(shutil.which("echo")))
+    assert done.returncode == 0, done.stdout
+    assert "run -c " in done.stdout
+    assert just(clone, "secrets").returncode == 0
+    made = (clone / "deploy" / ".env").read_text()
+    assert just(clone, "secrets").returncode == 0
+    assert (clone / "deploy" / ".env").read_text() == made
+    done = just(clone, "rules-check")
+    if shutil.which("promtool") is None:
+        assert "apt-get install prometheus" in done.stdout
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    assert done.returncode == 0, done.stdout
+    assert "SUCCESS" in done.stdout
+
+
+def test_what_installs_tools(clone: Path) -> None:
+    """`just tools` where Go is, and that the recipes find what it installed."""
+    if shutil.which("go") is None:
+        pytest.skip("Go is not installed: https://go.dev/dl/")
+    done = just(clone, "tools")
+    assert done.returncode == 0, done.stdout
+    assert (clone / ".tools" / "bin" / "nats").exists()
+    assert "not installed" not in next(line for line in just(clone, "versions").stdout.splitlines() if "nats " in line)
 
 
 def test_what_destroys_asks(clone: Path) -> None:
