@@ -132,7 +132,7 @@ async def test_streams_are_seen_with_the_nats_cli(local: dict[str, str]) -> None
         (("kv", "CONTROL"), "breaker"),
         (("rpc-ls",), "mailflow-users"),
         (("rpc-info",), "users.create"),
-        (("rpc-create",), '"status": "queued"'),
+        (("rpc-create",), '"status":"queued"'),
     ):
         status, output = await just(local, *arguments)
         assert status == 0, f"{arguments}: {output}"
