@@ -29,13 +29,12 @@ from typing import Any
 import msgspec
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from contracts import semconv
 from contracts import subjects as s
-from contracts.runtime.broker import Broker
+from contracts.runtime.broker import Broker, drain
 from user_svc import api, metrics
 from user_svc.edge import Traffic, harmless_id
 from user_svc.errors import Problem, TryLater
@@ -112,8 +111,12 @@ class Rpc:
         The other replicas get what comes from now on; without any, the caller is told at once that nobody listens.
         """
         try:
-            async with asyncio.timeout(_DRAIN_S):
-                await _drain(self._client, self._subscriptions)
+            try:
+                async with asyncio.timeout(_DRAIN_S):
+                    await drain(self._client, self._subscriptions)
+            finally:
+                for each in self._subscriptions:
+                    await each.unsubscribe()
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             log.warning("rpc.not_drained", reason=repr(exc))  # not connected: nothing comes, and nothing is answered
         if self._tasks:
@@ -229,24 +232,6 @@ class Rpc:
             for e in self._endpoints
         ]
         return {"started": self._started, "endpoints": endpoints}
-
-
-async def _drain(client: Client, subscriptions: list[Subscription]) -> None:
-    """Ends the subscriptions, after all that came before their end has been handed to its callback.
-
-    What `Subscription.drain` is for; but there the PING overtakes the UNSUB, so that a message which arrives between
-    the two is dropped (measured: 40 requests in 60 stops under load).
-    """
-    try:
-        for each in subscriptions:
-            await client._send_unsubscribe(each._id)
-        await client.flush()
-        await client.flush()  # the second PING is written after all that was pending at the first
-        for each in subscriptions:
-            await each._pending_queue.join()
-    finally:
-        for each in subscriptions:
-            await each.unsubscribe()  # else the client would subscribe anew when it reconnects
 
 
 def _has_inbox(raw: Msg) -> bool:

@@ -13,7 +13,7 @@ Source: JetStream's API (ADR-1 and following); behaviour tried against nats-serv
 import asyncio
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from contracts.runtime.login import CarefulClient, Refused, login_options, refusal
 
@@ -280,6 +281,22 @@ class Broker:
                 log.warning("broker.flush_failed")
         _forget_unsent(self.client)  # nats-py would write it to a transport that may be closed, which raises
         await self.client.close()
+
+
+async def drain(client: Client, subscriptions: Iterable[Subscription]) -> None:
+    """Returns when the broker sends no more for them and all that it has sent went through their callbacks. Then they
+    are to be unsubscribed, or the client would subscribe anew when it reconnects.
+
+    What `Subscription.drain` is for; but there the PING overtakes the UNSUB, so that a message which arrives between
+    the two is dropped (measured under load: 40 requests in 60 stops, messages of a pull in 27 of 4500).
+    """
+    subscriptions = tuple(subscriptions)
+    for each in subscriptions:
+        await client._send_unsubscribe(each._id)
+    await client.flush()
+    await client.flush()  # the second PING is written after all that was pending at the first
+    for each in subscriptions:
+        await each._pending_queue.join()
 
 
 def _forget_unsent(client: Client) -> None:

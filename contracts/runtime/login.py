@@ -5,6 +5,7 @@
 A refusal of either that lasts is told apart from a broker that is not there yet: waiting does not mend it.
 """
 
+import asyncio
 import base64
 import re
 import ssl
@@ -37,10 +38,11 @@ class NoTls(nats.errors.Error):
 
 
 class CarefulClient(Client):
-    """nats-py's client, but for two things that it does when it connects.
+    """nats-py's client, but for three things that it does.
 
-    It would send the password in the clear to a broker that does not ask for TLS, though we have a CA for it. And after
-    a handshake that failed it would wait for the end of that connection, which (up to Python 3.11) never comes.
+    It would send the password in the clear to a broker that does not ask for TLS, though we have a CA for it. After a
+    handshake that failed it would wait for the end of that connection, which (up to Python 3.11) never comes. And the
+    answer to a `flush` that was given up would end its reading: deaf, until its own pings told it so.
     """
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
@@ -56,6 +58,11 @@ class CarefulClient(Client):
             if transport is not None:
                 transport.close()  # type: ignore[no-untyped-call]
             raise
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].cancelled():
+            self._pongs[0] = asyncio.Future()
+        await super()._process_pong()
 
 
 def credentials_of(path: str) -> tuple[str, str]:

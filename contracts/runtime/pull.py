@@ -23,7 +23,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from contracts.runtime.broker import Broker, Unavailable
+from contracts.runtime.broker import Broker, Unavailable, drain
 
 log = structlog.get_logger()
 
@@ -196,7 +196,7 @@ class PullLoop:
         self._runner.cancel()
         try:
             async with asyncio.timeout(_DRAIN_S):
-                await asyncio.gather(*(self._drain(inbox) for inbox in self._inboxes))
+                await self._drain(self._inboxes)
         except TimeoutError:
             self._log.warning("pull.drain_timed_out")  # the broker is silent: ack_wait gives its messages to another
         for task in self._tasks - self._admitted:
@@ -208,13 +208,14 @@ class PullLoop:
         while self._tasks:  # what arrives meanwhile is given back
             await asyncio.wait(self._tasks)
 
-    async def _drain(self, inbox: _Inbox) -> None:
-        """The broker drops the pull that waits; what has arrived already is handled, or given back while stopping."""
-        if inbox.subscription is None:
-            return
+    async def _drain(self, inboxes: list[_Inbox]) -> None:
+        """The broker drops the pulls that wait; what has arrived already is handled, or given back while stopping."""
+        subscriptions = [inbox.subscription for inbox in inboxes if inbox.subscription is not None]
         try:
-            await inbox.subscription.drain()  # type: ignore[no-untyped-call]
-        except Exception as exc:  # noqa: BLE001 - not connected: the pull is gone with the connection
+            await drain(self._broker.client, subscriptions)
+            for each in subscriptions:
+                await each.unsubscribe()
+        except Exception as exc:  # noqa: BLE001 - not connected: the pulls are gone with the connection
             self._log.debug("pull.drain_failed", error=repr(exc))
 
     def _retire(self, inbox: _Inbox) -> None:
@@ -226,7 +227,7 @@ class PullLoop:
 
     async def _drain_later(self, inbox: _Inbox) -> None:
         await asyncio.sleep(_RETIRED_S)
-        await self._drain(inbox)
+        await self._drain([inbox])
 
     async def _run(self) -> None:
         while True:

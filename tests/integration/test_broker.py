@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 
-from contracts.runtime.broker import NO_STREAM, ApiError, Broker, Conflict, StreamFull, Unavailable, connect
+from contracts.runtime.broker import NO_STREAM, ApiError, Broker, Conflict, StreamFull, Unavailable, connect, drain
 from tests.support.processes import NatsServer, stopping
 from tests.support.waiting import eventually
 
@@ -343,3 +344,27 @@ async def test_it_waits_for_a_broker_that_is_not_there_yet(tmp_path: Path) -> No
         assert broker.client.is_connected
         await broker.close()
     assert reasons == []
+
+
+async def test_a_drain_asks_only_after_its_unsub(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what the broker sends between its answer and the UNSUB is dropped, and waits for its ack_wait."""
+
+    async def ignore(message: Msg) -> None: ...
+
+    subscriptions = [await broker.client.subscribe(f"drained.{n}", cb=ignore) for n in range(2)]
+    transport, sent = broker.client._transport, bytearray()
+    write, write_lines = transport.write, transport.writelines
+
+    def noted(data: bytes) -> None:
+        sent.extend(data)
+        write(data)
+
+    def noted_lines(lines: list[bytes]) -> None:
+        sent.extend(b"".join(lines))
+        write_lines(lines)
+
+    monkeypatch.setattr(transport, "write", noted)
+    monkeypatch.setattr(transport, "writelines", noted_lines)
+    await drain(broker.client, subscriptions)
+    assert sent.count(b"UNSUB") == 2
+    assert sent.rindex(b"UNSUB") < sent.rindex(b"PING")

@@ -314,7 +314,8 @@ async def test_stop_gives_back_what_was_not_admitted(queue: Broker) -> None:
 
 
 async def test_stop_loses_nothing_at_any_moment(queue: Broker) -> None:
-    """Stopped under load, 20 times: what was on its way, or had arrived and not begun, is another's within a second."""
+    """Stopped under load, 20 times: what was on its way, or had arrived and not begun, is another's at once, and none
+    waits for its ack_wait."""
     handled: Counter[bytes] = Counter()
 
     async def handle(message: Message) -> None:
@@ -340,7 +341,8 @@ async def test_stop_loses_nothing_at_any_moment(queue: Broker) -> None:
         return info["num_pending"] + info["num_ack_pending"] == 0
 
     async with loop_of(queue, handle, slots=256):
-        await eventually(nobody_holds, within_s=5)
+        # Far less than the ack_wait of 30 s; the broker has 2000 acks to write to its disk (6 s on a busy machine).
+        await eventually(nobody_holds, within_s=15)
     assert await left(queue) == 0
     assert len(handled) == 100
 
@@ -430,7 +432,8 @@ async def test_frozen_broker_in_the_middle(mortal: tuple[NatsServer, Broker]) ->
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_stopping_without_a_broker_takes_no_time(mortal: tuple[NatsServer, Broker], how: str) -> None:
-    """SIGTERM while the broker is gone or silent: nothing to wait for."""
+    """SIGTERM while the broker is gone or silent: nothing to wait for. If it was only silent, what was admitted can go
+    on with it afterwards."""
     server, broker = mortal
 
     async def handle(message: Message) -> None:
@@ -451,6 +454,9 @@ async def test_stopping_without_a_broker_takes_no_time(mortal: tuple[NatsServer,
         await loop.stop(grace_s=0)
         assert time.monotonic() - began < 2
         assert loop.in_hand == 0
+    if how == "frozen":
+        server.resume()
+        assert await left(broker) == 20
 
 
 async def test_two_loops_share_the_work(queue: Broker, nats_server: NatsServer) -> None:
