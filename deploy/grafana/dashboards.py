@@ -471,9 +471,9 @@ def overview() -> dict[str, Any]:
             ),
             graph(
                 "Age of the figures",
-                "How long ago queue, outbox and ledger were read.",
+                "How long ago each user_svc has read queue, outbox and ledger.",
                 "s",
-                target("time() - max(user_service_books_read_timestamp_seconds)", "age"),
+                target("time() - min by (instance) (user_service_books_read_timestamp_seconds)", "{{instance}}"),
             ),
         ),
     )
