@@ -13,6 +13,7 @@ import structlog
 from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Stored, StreamFull, Unavailable
+from contracts.runtime.process import BadStart
 from user_svc import metrics
 from user_svc.ledger import Books, Drain, age_of_next_s, books, count, oldest_age_s
 from user_svc.relay import Relay
@@ -99,7 +100,7 @@ async def keep_reconciled(
 ) -> None:
     """Runs for ever: looks at the books, reconciles when a positive gap lasts `after_s`, and each `interval_s`.
 
-    `on_missing` is called when a stream or consumer is gone.
+    `on_missing` is called when a stream or consumer is gone; it raises `BadStart` while it may not make it.
     """
     loop = asyncio.get_running_loop()
     look_every_s = min(5.0, max(0.2, after_s / 4))
@@ -130,5 +131,7 @@ async def keep_reconciled(
         except (Unavailable, ApiError) as exc:
             log.warning("reconciler.broken_off", reason=str(exc))
             missing = isinstance(exc, ApiError)
+        except BadStart as exc:  # not ours to make (PROVISION=verify); it says who can
+            log.error("reconciler.broken_off", reason=str(exc))
         except Exception:  # outermost loop: nothing may end it
             log.exception("reconciler.failed")

@@ -2,7 +2,7 @@
 
 from contracts import subjects as s
 from tests.support.load import broker_of, client_of, count, doubled, pending, queued, register, settled, together
-from tests.support.processes import System
+from tests.support.processes import System, provisioned
 from tests.support.smtp_server import SmtpServer
 from tests.support.waiting import eventually
 
@@ -48,6 +48,27 @@ async def test_deleted_queue_is_made_and_filled_again(system: System, smtp: Smtp
         await eventually(lambda: len({t.rcpt for t in smtp.accepted}) == 50, within_s=30)
         await settled(broker)
         assert doubled(smtp, range(50)) == {}
+
+
+async def test_deleted_queue_waits_for_the_provisioner(system: System, smtp: SmtpServer) -> None:
+    """With accounts no service may make it again: sign-up goes on, the log says who may, and then all mails come."""
+    system.user.env["RECONCILE_AFTER"] = "1s"
+    await system.start()
+    async with client_of(system) as client, broker_of(system) as broker:
+        await client.post(f"{system.user.admin}/circuit-breaker/open", json={})
+        await together(*(register(client, n) for n in range(20)))
+        await eventually(lambda: queued(broker, 20))
+        await broker.api(f"STREAM.DELETE.{s.WELCOME_EMAILS}")
+        await together(*(register(client, n) for n in range(20, 30)))
+        await eventually(lambda: "stream WELCOME_EMAILS is missing: run `python -m" in system.user.text(), within_s=10)
+        await provisioned(system.nats.url)
+        await eventually(lambda: queued(broker, 30), within_s=30)
+        await client.post(f"{system.user.admin}/circuit-breaker/close", json={})
+        await settled(broker)
+        assert doubled(smtp, range(30)) == {}
+        said = system.user.text() + system.email.text()
+        assert "Traceback" not in said
+        assert "reconciler.failed" not in said
 
 
 async def test_deleted_consumer_is_made_again(system: System, smtp: SmtpServer) -> None:
