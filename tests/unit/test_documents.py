@@ -15,12 +15,16 @@ from contracts.topology import topology
 from deploy import documents
 from tests.support.processes import ROOT
 
-GOLDEN = sorted((ROOT / "tests" / "golden" / "v1").glob("*.json"))
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*/*.json"))
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "contracts" / "asyncapi.json").read_text())
 
 
 def kind_of(path: Path) -> str:
     return path.name.removesuffix(".json")
+
+
+def in_version(path: Path) -> str:
+    return f"{path.parent.name}/{kind_of(path)}"
 
 
 def validator(name: str) -> Draft202012Validator:
@@ -64,7 +68,7 @@ def test_every_kind_has_a_schema() -> None:
     assert {kind_of(path) for path in GOLDEN} <= set(documents.STRUCTS)
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=kind_of)
+@pytest.mark.parametrize("path", GOLDEN, ids=in_version)
 def test_what_was_sent_fits_its_schema(path: Path) -> None:
     """And what is like it, but misses a field, is of another kind or has another type, does not."""
     check, sent = validator(kind_of(path)), json.loads(path.read_bytes())
