@@ -110,8 +110,9 @@ def exemplar() -> dict[str, str] | None:
 
 def _context(found: Headers) -> Context:
     carrier = {name: found[name] for name in FIELDS if name in found}
-    if "@" in carrier.get("tracestate", ""):
-        del carrier["tracestate"]  # a client's to fill, with an address if it likes
+    if "@" in (state := carrier.get("tracestate", "")):
+        # A client's to fill, with an address if it likes. In a key (tenant@vendor) it is none: no dot may be there.
+        carrier["tracestate"] = ",".join(one for one in state.split(",") if "@" not in one.partition("=")[2])
     return _W3C.extract(carrier, Context())
 
 

@@ -97,10 +97,24 @@ def test_garbage_is_no_context(exported: InMemorySpanExporter, garbage: dict[str
 
 def test_a_tracestate_with_an_address_goes_no_further(exported: InMemorySpanExporter) -> None:
     """And garbage in it costs only itself."""
-    for state in ("x=ann@example.com", "garbage", "\x00"):
+    for state in ("x=ann@example.com", "ann@example.com=1", "ann@example.com", "x=1=a@b.example", "garbage", "\x00"):
         with traces.span("one", SpanKind.SERVER, parent=SAMPLED | {"tracestate": state}):
             assert list(traces.headers()) == ["traceparent"]
             assert traces.trace_id() == TRACE
+
+
+@pytest.mark.parametrize(
+    ("state", "handed_on"),
+    [
+        ("tenant@vendor=1", "tenant@vendor=1"),
+        ("a=1, x=ann@example.com ,tenant@vendor=2", "a=1,tenant@vendor=2"),
+        ("tenant@vendor=ann@example.com,a=1", "a=1"),
+    ],
+)
+def test_only_what_holds_an_address_is_taken_out_of_a_tracestate(state: str, handed_on: str) -> None:
+    """A key of several tenants has an @ by W3C's rules."""
+    with traces.span("one", SpanKind.SERVER, parent=SAMPLED | {"tracestate": state}):
+        assert traces.headers()["tracestate"] == handed_on
 
 
 def test_what_is_not_sampled_is_pointed_at_by_nothing() -> None:
