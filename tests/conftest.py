@@ -12,7 +12,7 @@ from tests.support.processes import GivenNats, NatsServer, System, nats_source
 from tests.support.smtp_server import SmtpServer
 
 NOT_IN_CI = frozenset({"krakend", "grafana", "jaeger", "fuse"})
-"""What no package registry has, so that CI cannot install it."""
+"""What cannot be installed in CI."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

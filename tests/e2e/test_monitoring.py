@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 FACTOR = 90
 SICK = Reply(421, "4.3.0 out of order")
 NOT_HERE = {"gnatsd": "prometheus-nats-exporter", "jetstream": "prometheus-nats-exporter", "http_server": "KrakenD"}
-"""Prefixes of what neither Debian nor Go's module proxy has, so nobody exposes it here."""
+"""Prefixes of metrics of what cannot be installed in CI, so nobody exposes them here."""
 
 
 class Scene:
@@ -235,7 +235,7 @@ async def deadline_passes(scene: Scene) -> None:
 
 
 async def queue_is_deleted(scene: Scene) -> None:
-    """The stream itself is gone; user_svc makes it again, and nobody loses a mail."""
+    """The stream itself is gone, which only the provisioner may make again: the relay gives back (chaos/test_queue)."""
     # Of long ago: the outage of the broker, and the mails whose dot was not answered, which go with the queue now.
     await scene.fires("ApiErrorBudgetSlow", "ApiErrorBudgetTicket", "MailOverdue", within_s=120, before=True)
     async with broker_of(scene.system) as broker:

@@ -1,6 +1,6 @@
 """Rules, dashboards and runbook: what they name exists, and they keep to their conventions.
 
-The dashboards' rules are those of grafana/dashboard-linter, which cannot be installed as a Go module.
+The dashboards' rules are those of grafana/dashboard-linter, which cannot be installed in CI.
 """
 
 import json
