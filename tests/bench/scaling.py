@@ -9,19 +9,23 @@ little: compare the lines of one run.
 import argparse
 import asyncio
 import contextlib
+import itertools
+import json
 import logging
 import statistics
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from contracts import subjects as s
 from contracts.runtime.broker import Broker, connect
 from tests.support.load import address, together
-from tests.support.processes import NatsServer, Service, cluster_of_three, login, provisioned, stopping
+from tests.support.processes import ROOT, NatsServer, Service, cluster_of_three, login, provisioned, stopping
 from tests.support.smtp_server import SmtpServer
 from tests.support.waiting import eventually
 
@@ -109,6 +113,42 @@ async def _stored(broker: Broker, count: int, replicas: int) -> float:
     return rate
 
 
+async def ledger(folder: Path, events: int) -> str:
+    """What that many sent mails in DELIVERIES cost the broker: memory, disk, and a restart after kill -9."""
+    outcome = (ROOT / "tests" / "golden" / "v1" / "welcome_email.outcome.v1.json").read_bytes()
+    server = NatsServer(folder, sync="1s")
+    with stopping(server):
+        server.start()
+        await server.ready()
+        await provisioned(server.url)
+        empty = _memory_mb(server)
+        broker = await connect(name="bench", url=server.url, on_closed=lambda reason: None)
+        subjects = (s.outcome(s.event_id(f"{n:026d}", n + 1), "sent") for n in range(events))
+        turn = asyncio.Semaphore(AT_ONCE * 4)
+
+        async def store(subject: str) -> None:
+            async with turn:
+                await broker.store(subject, outcome, timeout_s=60)
+
+        for _ in range(0, events, 10_000):
+            await asyncio.gather(*(store(subject) for subject in itertools.islice(subjects, 10_000)))
+        await broker.close()
+        grown = _memory_mb(server) - empty
+        disk = sum(file.stat().st_size for file in server.store.rglob("*") if file.is_file()) / 1e6
+        server.kill()
+        began = time.perf_counter()
+        server.start()
+        await server.ready(120)
+        restarted = time.perf_counter() - began
+    per_event = f"{grown * 1000 / events:.2f} KB of memory, {disk * 1000 / events:.2f} KB on disk"
+    return f"{events:,} sent mails: {per_event} each; a restart after kill -9 took {restarted:.1f} s"
+
+
+def _memory_mb(server: NatsServer) -> float:
+    with urllib.request.urlopen(f"{server.monitoring_url}/varz", timeout=10) as answer:
+        return float(json.load(answer)["mem"]) / 1e6
+
+
 async def table(mails: int, rounds: int) -> str:
     """The ways in turn, round after round; the medians as Markdown, ratios against the first."""
     found: dict[str, list[Figures]] = {name: [] for name in WAYS}
@@ -132,6 +172,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mails", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--events", type=int, default=200_000)
     chosen = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     print(asyncio.run(table(chosen.mails, chosen.rounds)))
+    with tempfile.TemporaryDirectory(prefix="mailflow-bench-") as place:
+        print(f"\n{asyncio.run(ledger(Path(place), chosen.events))}")
