@@ -76,10 +76,14 @@ class Guard:
         while True:
             stored = await self._broker.last(s.CONTROL, s.BREAKER_KEY)
             if stored is not None and stored.data:
-                record = c.BREAKER.decode(stored.data)
-                self._saw(record)
-                return record, stored.seq
-            # None yet, or an operator deleted the key.
+                try:
+                    record = c.BREAKER.decode(stored.data)
+                except msgspec.DecodeError:
+                    log.exception("breaker.unreadable_record", revision=stored.seq)
+                else:
+                    self._saw(record)
+                    return record, stored.seq
+            # None yet, or an operator deleted the key, or what is there is no record: it begins anew, closed.
             first = breaker.first(await self._now(), self._rules)
             revision = stored.seq if stored is not None else 0
             try:

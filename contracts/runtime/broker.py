@@ -335,8 +335,13 @@ async def connect(
         denied = _DENIED.search(text)
         if denied is not None and denied[1].lower() == "publish":
             broker.denied(denied[2])
-        if now - said.get(text, -math.inf) >= 5:  # it tries ten times a second
-            said[text] = now
+        about = (
+            text if denied is None else " ".join((denied[1], *denied[2].split(".")[:2]))
+        )  # the rest may be a caller's
+        if now - said.get(about, -math.inf) >= 5:  # it tries ten times a second
+            if len(said) >= 100:
+                said.clear()
+            said[about] = now
             if denied is not None:
                 log.error("broker.denied", operation=denied[1].lower(), subject=denied[2], user=name)
             else:

@@ -15,7 +15,10 @@ from typing import Any
 
 import nats.errors
 import nkeys
+import structlog
 from nats.aio.client import Client
+
+log = structlog.get_logger()
 
 _PART = r"-+BEGIN {}-+\s+(\S+)\s+-+END {}-+"
 _JWT = re.compile(_PART.format("NATS USER JWT", "NATS USER JWT"))
@@ -38,11 +41,12 @@ class NoTls(nats.errors.Error):
 
 
 class CarefulClient(Client):
-    """nats-py's client, but for three things that it does.
+    """nats-py's client, but for four things that it does.
 
     It would send the password in the clear to a broker that does not ask for TLS, though we have a CA for it. After a
     handshake that failed it would wait for the end of that connection, which (up to Python 3.11) never comes. And the
-    answer to a `flush` that was given up would end its reading: deaf, until its own pings told it so.
+    answer to a `flush` that was given up would end its reading: deaf, until its own pings told it so. So would one
+    message with headers or a reply subject that it cannot read, which anybody may send who may send at all.
     """
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
@@ -58,6 +62,12 @@ class CarefulClient(Client):
             if transport is not None:
                 transport.close()  # type: ignore[no-untyped-call]
             raise
+
+    async def _process_msg(self, *message: Any) -> None:
+        try:
+            await super()._process_msg(*message)
+        except (ValueError, LookupError) as exc:  # not its text, which quotes the message
+            log.error("broker.unreadable_message", reason=type(exc).__name__)
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].cancelled():

@@ -69,7 +69,7 @@ def read(kind: type[S], environ: Mapping[str, str]) -> S:
     for field in msgspec.structs.fields(kind):
         variable = variable_of(field.name)
         text = environ.get(variable, "")
-        if text == "":
+        if not text.strip():  # a blank secret is none
             continue
         try:
             values[field.name] = msgspec.convert(_parse(field.name, text, field.type), field.type, strict=False)

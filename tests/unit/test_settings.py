@@ -154,6 +154,7 @@ def test_each_service_names_its_own_bad_values(value: str) -> None:
     [
         ({"ENVIRONMENT": "production", "ADMIN_TOKEN": "t"}, "USER_ID_KEY: required"),
         ({"ENVIRONMENT": "production", "USER_ID_KEY": "k" * 32}, "ADMIN_TOKEN: required"),
+        ({"ENVIRONMENT": "production", "USER_ID_KEY": "k" * 32, "ADMIN_TOKEN": " \n"}, "ADMIN_TOKEN: required"),
         ({"ENVIRONMENT": "prod"}, "ENVIRONMENT='prod': "),
         ({"LOG_LEVEL": "info"}, "DEBUG, ERROR, INFO, WARNING"),
         ({"PROVISION": "off"}, "auto, verify"),
