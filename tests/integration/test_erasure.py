@@ -170,8 +170,13 @@ async def test_deletes_right_after_registering_leave_nothing(system: System, own
 
         async def come_and_go(n: int) -> str:
             user = (await client.post("/v1/users", json={"email": f"brief{n}@example.com", "name": "B"})).json()
-            answer = await client.delete(f"/v1/users/{user['id']}")
-            assert answer.status_code == 204, answer.text
+
+            async def erased() -> bool:
+                answer = await client.delete(f"/v1/users/{user['id']}")
+                assert answer.status_code in (204, 404, 503), answer.text  # 503: in hand, to be asked again; 404: done
+                return answer.status_code != 503
+
+            await eventually(erased, within_s=30)
             return str(user["id"])
 
         await asyncio.gather(*(come_and_go(n) for n in range(60)))
@@ -180,7 +185,7 @@ async def test_deletes_right_after_registering_leave_nothing(system: System, own
             found = await everything(own)
             return found[s.WELCOME_EMAILS] == [] and found[s.USERS] == [s.USER_ID_KEY_FINGERPRINT]
 
-        await eventually(nothing, within_s=5)
+        await eventually(nothing, within_s=15)
 
 
 async def test_registering_and_erasing_one_address_at_once(system: System, own: Broker) -> None:
