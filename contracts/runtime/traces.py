@@ -29,6 +29,9 @@ _FLUSH_S = 1.0
 """What is not exported within it is lost: the exit does not wait for a collector."""
 FIELDS: Final = ("traceparent", "tracestate")
 """The headers that are read and written."""
+_STATE_CHARS = 512
+"""What W3C wants to be handed on at least."""
+_ADDRESS = re.compile("@|%40")
 _W3C = TraceContextTextMapPropagator()
 _tracer: Tracer = NoOpTracer()
 _NOTHING = contextlib.nullcontext(INVALID_SPAN)
@@ -110,9 +113,11 @@ def exemplar() -> dict[str, str] | None:
 
 def _context(found: Headers) -> Context:
     carrier = {name: found[name] for name in FIELDS if name in found}
-    if "@" in (state := carrier.get("tracestate", "")):
+    if "tracestate" in carrier:
         # A client's to fill, with an address if it likes. In a key (tenant@vendor) it is none: no dot may be there.
-        carrier["tracestate"] = ",".join(one for one in state.split(",") if "@" not in one.partition("=")[2])
+        members = carrier["tracestate"].split(",")
+        kept = ",".join(one for one in members if not _ADDRESS.search(one.partition("=")[2]))
+        carrier["tracestate"] = kept if len(kept) <= _STATE_CHARS else ""  # it is stored with every record
     return _W3C.extract(carrier, Context())
 
 
