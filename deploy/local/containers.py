@@ -6,13 +6,9 @@ They all go through `compose`, which says what is missing where Docker is. Stand
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
-from tasks import complain, create_user
+from tasks import ROOT, complain, create_user, run
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "mailflow:local"
 INSTALL = """This needs Docker: Docker Desktop, or Docker Engine 25 or newer with its compose plugin
 (https://docs.docker.com/engine/install/). Without Docker, `just up` runs MailFlow on this machine."""
@@ -30,8 +26,12 @@ ADDRESSES = (
 
 
 def compose(*arguments: str) -> int:
-    """`docker compose`, in the project's folder."""
-    return _missing() or subprocess.run(["docker", "compose", *arguments], cwd=ROOT, check=False).returncode
+    """`docker compose`, in the project's folder; where Jaeger is, services that it makes anew still send it traces."""
+    if status := _missing():
+        return status
+    if "COMPOSE_PROFILES" not in os.environ and _asked("ps", "--all", "--quiet", "jaeger"):
+        os.environ["COMPOSE_PROFILES"] = "monitoring"
+    return subprocess.run(["docker", "compose", *arguments], cwd=ROOT, check=False).returncode
 
 
 def quick_start(*services: str) -> int:
@@ -40,7 +40,7 @@ def quick_start(*services: str) -> int:
         os.environ.setdefault("COMPOSE_PROFILES", "monitoring")
     if status := compose("up", "--build", "--detach", "--wait", *services):
         return status
-    found = {(service, port): _published(service, port) for service, port, _, _ in ADDRESSES}
+    found = {(service, port): _asked("port", service, str(port)) for service, port, _, _ in ADDRESSES}
     print()
     for service, port, what, path in ADDRESSES:
         if at := found[service, port]:
@@ -62,9 +62,9 @@ def clean() -> int:
     return subprocess.run(["docker", "image", "rm", IMAGE], check=False).returncode
 
 
-def _published(service: str, port: int) -> str:
-    """Where a port of a running service is to be reached; empty if it does not run."""
-    command = ["docker", "compose", "--profile", "*", "port", service, str(port)]
+def _asked(*arguments: str) -> str:
+    """What compose says of the project, profiles included; empty if it fails."""
+    command = ["docker", "compose", "--profile", "*", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -80,9 +80,5 @@ def _missing() -> int:
     return 0
 
 
-TASKS: dict[str, Callable[..., int]] = {"compose": compose, "quick-start": quick_start, "clean": clean}
-
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in TASKS:
-        sys.exit(f"usage: containers.py {{{','.join(TASKS)}}} [ARG …]")
-    sys.exit(TASKS[sys.argv[1]](*sys.argv[2:]))
+    run({"compose": compose, "quick-start": quick_start, "clean": clean})

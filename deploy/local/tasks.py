@@ -11,15 +11,16 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from passwords import Unusable, as_operator
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 LIMIT_S = 5.0
-NATS_CLI = "just tools, or: go install github.com/nats-io/natscli/nats@v0.5.0"
+NATS_CLI = "github.com/nats-io/natscli/nats@v0.5.0"
 
 
 def port(variable: str, default: int) -> str:
@@ -89,7 +90,8 @@ def nats(*arguments: str) -> int:
     places = (str(ROOT / ".tools" / "bin"), os.environ.get("PATH", ""), os.environ.get("GOBIN", ""), str(go))
     cli = shutil.which("nats", path=os.pathsep.join(places))
     if cli is None:
-        return complain(f"this needs the nats CLI, which is not installed (looked on PATH and in {go}):\n  {NATS_CLI}")
+        missing = f"this needs the nats CLI, which is not installed (looked on PATH and in {go}):"
+        return complain(f"{missing}\n  just tools, or: go install {NATS_CLI}")
     try:
         login = as_operator(os.environ.get("NATS_URL") or None, os.environ)
     except Unusable as exc:
@@ -122,15 +124,21 @@ def complain(text: str) -> int:
     return 1
 
 
-TASKS: dict[str, Callable[..., int]] = {
-    "create-user": create_user,
-    "rpc-create": rpc_create,
-    "admin": admin,
-    "health-check": health_check,
-    "nats": nats,
-}
+def run(tasks: Mapping[str, Callable[..., int]]) -> NoReturn:
+    """Do what the command line names, and end with its status."""
+    match sys.argv[1:]:
+        case [name, *arguments] if name in tasks:
+            sys.exit(tasks[name](*arguments))
+    sys.exit(f"usage: {Path(sys.argv[0]).name} {{{','.join(tasks)}}} [ARG …]")
+
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in TASKS:
-        sys.exit(f"usage: tasks.py {{{','.join(TASKS)}}} [ARG …]")
-    sys.exit(TASKS[sys.argv[1]](*sys.argv[2:]))
+    run(
+        {
+            "create-user": create_user,
+            "rpc-create": rpc_create,
+            "admin": admin,
+            "health-check": health_check,
+            "nats": nats,
+        }
+    )

@@ -9,15 +9,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tasks import NATS_CLI, ROOT, complain, run
+
 TOOLS = ROOT / ".tools" / "bin"
 SERVICES = {"user": "user_svc", "email": "email_svc"}
 CACHES = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".coverage", "htmlcov", "dist")
-NATS_CLI = "github.com/nats-io/natscli/nats@v0.5.0"
 EXTRAS = {
     "docker": "https://docs.docker.com/engine/install/ (with the compose plugin)",
     "krakend": "https://www.krakend.io/docs/overview/installing/, or Docker",
@@ -121,22 +121,15 @@ def _run(*command: str, cwd: Path = ROOT) -> int:
     return subprocess.run(command, cwd=cwd, check=False).returncode
 
 
-def complain(text: str) -> int:
-    print(text, file=sys.stderr)
-    return 1
-
-
-TASKS: dict[str, Callable[..., int]] = {
-    "build": build,
-    "test": test,
-    "tools": tools,
-    "versions": versions,
-    "clean": clean,
-    "clean-tools": clean_tools,
-    "clean-all": clean_all,
-}
-
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in TASKS:
-        sys.exit(f"usage: workshop.py {{{','.join(TASKS)}}} [ARG …]")
-    sys.exit(TASKS[sys.argv[1]](*sys.argv[2:]))
+    run(
+        {
+            "build": build,
+            "test": test,
+            "tools": tools,
+            "versions": versions,
+            "clean": clean,
+            "clean-tools": clean_tools,
+            "clean-all": clean_all,
+        }
+    )

@@ -103,15 +103,16 @@ def _value(samples: Samples, name: str, unit: str) -> str:
     return text
 
 
-def _port(variable: str, default: int) -> str:
+def port(variable: str, default: int) -> str:
+    """A port by its variable, written as `8080` or `:8080`."""
     return (os.environ.get(variable) or str(default)).removeprefix(":")
 
 
 def main(arguments: list[str]) -> int:
     """Prints them; 1 if a service does not answer."""
     urls = arguments or [
-        f"http://{HOST}:{_port('USER_METRICS_PORT', 9101)}/metrics",
-        f"http://{HOST}:{_port('EMAIL_METRICS_PORT', 9102)}/metrics",
+        f"http://{HOST}:{port('USER_METRICS_PORT', 9101)}/metrics",
+        f"http://{HOST}:{port('EMAIL_METRICS_PORT', 9102)}/metrics",
     ]
     samples: dict[str, list[tuple[dict[str, str], float]]] = {}
     status = 0

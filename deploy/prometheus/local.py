@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from figures import HOST, port
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-HOST = "127.0.0.1"
 
 
 def shipped() -> dict[str, Any]:
@@ -51,23 +51,19 @@ def main() -> None:
     binary = os.environ.get("PROMETHEUS_BIN") or shutil.which("prometheus")
     if binary is None:
         sys.exit("this needs a `prometheus` command: apt-get install prometheus, or set PROMETHEUS_BIN")
-    port = _port("PROMETHEUS_PORT", 9090)
+    own = port("PROMETHEUS_PORT", 9090)
     targets = {
-        "user_svc": [f"{HOST}:{_port('USER_METRICS_PORT', 9101)}"],
-        "email_svc": [f"{HOST}:{_port('EMAIL_METRICS_PORT', 9102)}"],
-        "prometheus": [f"{HOST}:{port}"],
+        "user_svc": [f"{HOST}:{port('USER_METRICS_PORT', 9101)}"],
+        "email_svc": [f"{HOST}:{port('EMAIL_METRICS_PORT', 9102)}"],
+        "prometheus": [f"{HOST}:{own}"],
     }
     data = ROOT / os.environ.get("MAILFLOW_DATA", ".mailflow") / "prometheus"
     data.mkdir(parents=True, exist_ok=True)
     config = data / "prometheus.yml"
     config.write_text(yaml.safe_dump(retargeted(shipped(), targets, HERE / "rules"), sort_keys=False))
-    print(f"Prometheus: http://{HOST}:{port}/alerts  data in {data}", flush=True)
-    run = command(binary, config, data, port)
+    print(f"Prometheus: http://{HOST}:{own}/alerts  data in {data}", flush=True)
+    run = command(binary, config, data, int(own))
     os.execvp(run[0], run)  # noqa: S606 - no shell is wanted
-
-
-def _port(variable: str, default: int) -> int:
-    return int((os.environ.get(variable) or str(default)).removeprefix(":"))
 
 
 if __name__ == "__main__":
