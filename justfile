@@ -135,7 +135,7 @@ build-seq: (build "user") (build "email")
 
 # Run the suites one after another, the fast ones first; the first that fails ends it
 [group('check')]
-test-seq: (test "tests/unit") (test "tests/property") (test "tests/integration") (test "tests/e2e") (test "tests/chaos")
+test-seq: (test "tests/unit") (test "tests/property") (test "tests/integration") (test "tests/e2e") (test "tests/chaos") (test "tests/containers") (test "tests/gateway") (test "tests/bench")
 
 # Lint one thing after another; the first that fails ends it
 [group('check')]
@@ -256,6 +256,11 @@ rpc-ls:
 [group('look')]
 rpc-info:
     {{ tasks }} nats service info mailflow-users
+
+# Show how each replica of the bus service does: requests, errors, processing time (nats CLI)
+[group('look')]
+rpc-stats:
+    {{ tasks }} nats service stats mailflow-users
 
 # List the keys of the bucket that holds the users (nats CLI)
 [group('look')]

@@ -1,8 +1,7 @@
 """compose.yaml without gateway and monitoring: comes up, delivers, survives its broker, stops in order."""
 
 import asyncio
-import subprocess
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.containers.test_compose_files import CORE
 from tests.support.containers import IMAGE, Compose, docker, free_ports
-from tests.support.processes import ROOT
+from tests.support.recipes import cloned, just, run, said, unanswered
 from tests.support.waiting import eventually
 
 
@@ -29,17 +28,11 @@ def core(image: str) -> Iterator[Compose]:
     )
     compose = Compose("compose.yaml", name="core", DOWNTIME_ENABLED="false", **ports)
     with compose.removed():
-        started = subprocess.run(
-            [sys.executable, "deploy/local/containers.py", "quick-start", *CORE],
-            cwd=ROOT,
-            env=compose.env,
-            capture_output=True,
-            text=True,
-        )
-        assert started.returncode == 0, f"{started.stdout}\n{started.stderr}\n{compose('logs').stdout}"
+        quick = run(just("quick-start", *CORE), compose.env)
+        assert quick.returncode == 0, f"{quick.stdout}\n{compose('logs').stdout}"
         for port in ("HTTP_PORT", "USER_METRICS_PORT", "EMAIL_METRICS_PORT", "INBOX_HTTP_PORT"):
-            assert f" http://127.0.0.1:{ports[port]}" in started.stdout
-        assert '"status": "queued"' in started.stdout, "the first user"
+            assert f" http://127.0.0.1:{ports[port]}" in quick.stdout
+        assert '"status": "queued"' in quick.stdout, "the first user"
         yield compose
 
 
@@ -123,33 +116,29 @@ def test_it_starts_again_as_it_is(core: Compose) -> None:
     assert {c["ExitCode"] for c in core.containers().values() if c["Service"] in ("provision", "nats-volume")} == {0}
 
 
-def just(compose: Compose, *arguments: str) -> str:
-    """What a recipe prints; it must end well."""
-    command = [str(Path(sys.executable).parent / "just"), "--yes", *arguments]
-    env = compose.env | {"LC_ALL": "C.UTF-8"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
-    return done.stdout
+def shown(logs: str) -> set[str]:
+    """Whose lines these are: compose writes the container's name, without the project's, before each."""
+    return set(re.findall(r"([a-z-]+-\d+) +\| ", logs))
 
 
 async def test_the_recipes_look_and_act(core: Compose) -> None:
     """Each Docker recipe does what its help says; a mail goes through after all of them."""
-    assert "user-svc" in just(core, "docker-ps")
-    assert just(core, "status").count("ok ") == 5
-    assert "process.started" in just(core, "docker-logs", "--no-color") or "topology" in just(core, "docker-logs")
-    assert "email-svc" not in just(core, "logs-user", "--tail", "5")
-    assert "user-svc" not in just(core, "logs-email", "--tail", "5")
-    assert just(core, "logs-gateway") == ""
-    assert IMAGE in just(core, "docker-build", "--print", "provision")
-    for recipe, service in (("restart-user", "user-svc"), ("restart-email", "email-svc")):
+    env = core.env | {"LC_ALL": "C.UTF-8"}
+    assert "user-svc" in said(just("docker-ps"), env)
+    assert said(just("status"), env).count("ok ") == 5
+    assert shown(said(just("docker-logs", "--no-color"), env)) >= {"nats-1", "user-svc-1", "email-svc-1"}
+    assert shown(said(just("logs-user", "--no-color", "--tail", "5"), env)) == {"user-svc-1"}
+    assert shown(said(just("logs-email", "--no-color", "--tail", "5"), env)) == {"email-svc-1"}
+    assert said(just("logs-gateway"), env) == "", "it has no container here, and the recipe shows no other's log"
+    for service, command in (("user-svc", just("restart-user")), ("email-svc", just("restart-email"))):
         before = started(core, service)
-        just(core, recipe)
+        said(command, env)
         assert started(core, service) > before
     before = started(core, "mailpit")
-    just(core, "restart-all")
+    said(just("restart-all"), env)
     assert started(core, "mailpit") > before
-    just(core, "rebuild")
-    just(core, "docker-up", *CORE)
+    said(just("rebuild"), env)
+    said(just("docker-up", *CORE), env)
     await register(core, "barbara")
     await delivered(core, "barbara")
 
@@ -162,15 +151,42 @@ def test_services_stop_in_order(core: Compose) -> None:
     assert ended["email-svc"] == 0
 
 
-def test_down_keeps_the_data_and_clean_does_not(core: Compose) -> None:
-    """The last test: nothing of the project is left, its image neither (others here get it back)."""
-    docker("tag", IMAGE, "mailflow:kept-by-a-test")
-    volume = f"{core.env['COMPOSE_PROJECT_NAME']}_nats-data"
-    just(core, "docker-down")
-    assert core.containers() == {}
-    assert volume in docker("volume", "ls", "--format", "{{.Name}}").stdout.split()
-    just(core, "docker-clean")
-    assert volume not in docker("volume", "ls", "--format", "{{.Name}}").stdout.split()
-    assert docker("images", "-q", IMAGE).stdout == ""
-    docker("tag", "mailflow:kept-by-a-test", IMAGE)
-    docker("rmi", "mailflow:kept-by-a-test")
+def volumes(compose: Compose) -> list[str]:
+    """Those of the project."""
+    project = f"label=com.docker.compose.project={compose.env['COMPOSE_PROJECT_NAME']}"
+    return docker("volume", "ls", "--quiet", "--filter", project).stdout.split()
+
+
+def test_down_keeps_the_data_and_clean_and_reset_do_not(core: Compose, tmp_path: Path) -> None:
+    """The last test: nothing of the project is left, its image neither (others here get it back); a clone builds one.
+
+    `just reset` removes the tree's data too, so it is a clone's.
+    """
+    kept = "mailflow:kept-by-a-test"
+    docker("tag", IMAGE, kept)
+    try:
+        said(just("docker-down"), core.env)
+        assert core.containers() == {}
+        assert volumes(core) != []
+        said(just("docker-clean"), core.env)
+        assert volumes(core) == []
+        assert docker("images", "-q", IMAGE).stdout == ""
+
+        clone = cloned(tmp_path / "mailflow")
+        said(just("docker-build", tree=clone), core.env)
+        assert docker("images", "-q", IMAGE).stdout != ""
+        said(just("docker-up", "nats", tree=clone), core.env)
+        data = clone / ".mailflow"
+        data.mkdir()
+        assert volumes(core) != []
+        assert run(unanswered("reset", tree=clone), core.env).returncode != 0
+        assert volumes(core) != []
+        assert data.exists()
+        said(just("reset", tree=clone), core.env)
+        assert core.containers() == {}
+        assert volumes(core) == []
+        assert docker("images", "-q", IMAGE).stdout == ""
+        assert not data.exists()
+    finally:
+        docker("tag", kept, IMAGE)
+        docker("rmi", kept)

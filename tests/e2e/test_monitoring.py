@@ -7,20 +7,18 @@ alerts compare included. What the services show is real, and so are the faults. 
 
 import asyncio
 import re
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx
-import pytest
 
 from contracts import subjects as s
 from contracts.runtime.broker import Stored
 from tests.support.load import broker_of, client_of, pending, register
 from tests.support.monitoring import ALERTS, RECORDED, Prometheus, expressions
-from tests.support.processes import ROOT, Process, System, free_port, http_status, stopping
+from tests.support.processes import ROOT, System, stopping
 from tests.support.smtp_server import Reply, Reset, SmtpServer
 from tests.support.waiting import eventually
 
@@ -305,31 +303,6 @@ async def test_each_alert_fires_from_a_real_fault(system: System, smtp: SmtpServ
             shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             assert re.search(r"state +(closed|open|half-open)\n", shown), shown
             assert not re.search(r" -$", shown, re.MULTILINE), shown
-
-
-async def test_prometheus_beside_a_local_run(tmp_path: Path) -> None:
-    """`just prometheus`: the shipped rules, targets on this machine, on the port that was asked for."""
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is not installed: apt-get install prometheus")
-    port = free_port()
-    env = {"MAILFLOW_DATA": str(tmp_path / "data"), "PROMETHEUS_PORT": str(port), "USER_METRICS_PORT": ":19101"}
-    process = Process("local", [sys.executable, str(ROOT / "deploy/prometheus/local.py")], tmp_path, env)
-    with stopping(process):
-        process.start()
-        url = f"http://127.0.0.1:{port}"
-        await eventually(lambda: http_status(f"{url}/-/ready") == 200, within_s=30, what="prometheus ready")
-        async with httpx.AsyncClient(base_url=url) as client:
-
-            async def found() -> set[str]:
-                targets = (await client.get("/api/v1/targets")).json()["data"]["activeTargets"]
-                return {target["scrapeUrl"] for target in targets}
-
-            async def all_found() -> bool:
-                return await found() == {f"http://127.0.0.1:{p}/metrics" for p in (19101, 9102, port)}
-
-            await eventually(all_found, within_s=20)
-            groups = (await client.get("/api/v1/rules")).json()["data"]["groups"]
-            assert {rule["name"] for group in groups for rule in group["rules"]} == ALERTS.keys() | RECORDED.keys()
 
 
 async def _all_up(scene: Scene) -> bool:

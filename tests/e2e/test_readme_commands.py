@@ -1,11 +1,10 @@
 """The README's commands, run as it says, against a system that `just up` started."""
 
 import asyncio
-import json
 import os
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,7 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.processes import ROOT, Process, free_port
+from tests.support.monitoring import ALERTS, RECORDED
+from tests.support.processes import ROOT, NatsServer, Process, System, free_port, login, stopping
+from tests.support.recipes import just, run, said
+from tests.support.smtp_server import Reply, SmtpServer
 from tests.support.waiting import eventually
 
 README = (ROOT / "README.md").read_text()
@@ -33,142 +35,186 @@ PORTS = (
 async def local(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
     """The environment of a running `just up` with ports and data of its own."""
     env = {name: str(free_port()) for name in PORTS} | {"MAILFLOW_DATA": str(tmp_path / "data"), "NO_COLOR": "1"}
-    runner = Process("up", [sys.executable, "deploy/local/up.py"], tmp_path, env)
+    runner = Process("up", just("up"), tmp_path, env)
     runner.start()
 
     def running() -> bool:
         assert runner.running, runner.text()[-3000:]
         return "MailFlow is running" in runner.text()
 
-    await eventually(running, within_s=60)
-    yield env
-    runner.signal(signal.SIGTERM)
-    assert await runner.exit_status(30) == 0, runner.text()[-3000:]
-
-
-async def just(env: dict[str, str], *arguments: str) -> tuple[int, str]:
-    """Exit status and output of a recipe."""
-    command = [str(Path(sys.executable).parent / "just"), "--yes", *arguments]
-    child = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    async with asyncio.timeout(60):
-        output, _ = await child.communicate()
-    return child.returncode or 0, output.decode()
-
-
-def body(output: str) -> dict[str, object]:
-    """The JSON after the status line of a recipe's answer."""
-    found: dict[str, object] = json.loads(output.partition("\n")[2])
-    return found
+    try:
+        await eventually(running, within_s=60)
+        yield env
+    finally:
+        await runner.terminate(30)  # just gives the signal on, and has a status of its own
+    assert re.search(r"^mailflow .*stopped$", runner.text(), re.MULTILINE), runner.text()[-3000:]
 
 
 async def test_first_mail_and_every_recipe(local: dict[str, str]) -> None:
     """The README's curl gives a 201 and a mail in the inbox; each recipe that looks or acts does what it says."""
-    shown = re.search(r"-d '(\{\"email\".*?\})'", README)
+    shown = re.search(r"^curl .*?(?=^```)", README, re.MULTILINE | re.DOTALL)
     assert shown is not None
+    command = shown[0].replace("127.0.0.1:8080", f"127.0.0.1:{local['HTTP_PORT']}")
+    assert command != shown[0]
+    assert "201 Created" in said(["bash", "-c", command])
     async with httpx.AsyncClient() as client:
-        answer = await client.post(
-            f"http://127.0.0.1:{local['HTTP_PORT']}/v1/users", json=json.loads(shown[1]), timeout=10
-        )
-        assert answer.status_code == 201
 
         async def arrived() -> bool:
             inbox = await client.get(f"http://127.0.0.1:{local['INBOX_HTTP_PORT']}/api/v1/messages")
             return bool(inbox.json()["total"] == 1)
 
-        await eventually(arrived, within_s=5)
+        await eventually(arrived, within_s=15)
 
-    status, output = await just(local, "create-user")
-    assert status == 0, output
-    assert output.startswith("201")
-    status, output = await just(local, "health-check")
-    assert status == 0, output
-    assert output.count("ok ") == 5
-
-    for recipe, expected in {
-        "breaker": '"state": "closed"',
-        "ledger": '"gap"',
-        "backlog": '"oldest_age_seconds"',
-        "rate-limit": '"token_bucket"',
-        "dead-letters": '"dead_letters"',
-        "replay-count": '"matching": 0',
-        "replay-progress": '"running": false',
-        "downtime": '"down": true',
-        "downtime-end": '"down": false',
-        "breaker-open": '"until_further_notice": true',
-        "breaker-close": '"state": "closed"',
-        "audit": '"breaker-open"',
-        "monitor-metrics": "breaker",
-        "versions": "nats-server",
-    }.items():
-        status, output = await just(local, recipe)
-        assert status == 0, f"{recipe}: {output}"
-        assert expected in output, f"{recipe}: {output}"
-    status, output = await just(local, "breaker-open", "10m")
-    assert body(output)["state"] == "open"
-    status, output = await just(local, "replay")
-    assert status != 0
-    assert "No dead letter matches" in output
+    assert said(just("create-user"), local).startswith("201")
+    assert said(just("health-check"), local).count("ok ") == 5
+    for command, expected in (
+        (just("breaker"), '"state": "closed"'),
+        (just("ledger"), '"gap"'),
+        (just("backlog"), '"oldest_age_seconds"'),
+        (just("rate-limit"), '"token_bucket"'),
+        (just("dead-letters"), '"dead_letters"'),
+        (just("replay-count"), '"matching": 0'),
+        (just("replay-progress"), '"running": false'),
+        (just("replay-stop"), '"running": false'),
+        (just("downtime"), '"down": true'),
+        (just("downtime-end"), '"down": false'),
+        (just("breaker-open"), '"until_further_notice": true'),
+        (just("breaker-close"), '"state": "closed"'),
+        (just("breaker-open", "10m"), '"state": "open"'),
+        (just("audit"), '"breaker-open"'),
+        (just("monitor-metrics"), "breaker"),
+        (just("versions"), "nats-server"),
+    ):
+        assert expected in said(command, local), command
+    assert "No dead letter matches" in run(just("replay"), local).stdout
 
 
-async def test_streams_are_seen_with_the_nats_cli(local: dict[str, str]) -> None:
-    """Without the CLI: what to install. With it: streams, consumers, the queue and the users' keys."""
+async def test_the_nats_cli_shows_it_all(local: dict[str, str]) -> None:
+    """Without the CLI: what to install. With it: streams, consumers, the queue and its pause, the users' keys."""
     uv = Path(shutil.which("uv") or "").parent
     without = local | {"PATH": f"{Path(sys.executable).parent}:{uv}:/usr/bin:/bin", "GOBIN": "", "GOPATH": "/nowhere"}
     if shutil.which("nats", path=without["PATH"]) is None:
-        status, output = await just(without, "streams")
-        assert status != 0
-        assert "go install github.com/nats-io/natscli/nats" in output
+        done = run(just("streams"), without)
+        assert done.returncode != 0
+        assert "go install github.com/nats-io/natscli/nats" in done.stdout
     if shutil.which("nats") is None:
         pytest.skip("the nats CLI is not installed: go install github.com/nats-io/natscli/nats@v0.5.0")
-    await just(local, "create-user")
-    for arguments, expected in (
-        (("streams",), "WELCOME_EMAILS"),
-        (("stream", "DELIVERIES"), "deliveries.*.*.attempts"),
-        (("consumers", "DELIVERIES"), "count-sent"),
-        (("queue",), "email-svc"),
-        (("users-bucket",), "u."),
-        (("kv", "CONTROL"), "breaker"),
-        (("rpc-ls",), "mailflow-users"),
-        (("rpc-info",), "users.create"),
-        (("rpc-create",), '"status":"queued"'),
+    said(just("create-user"), local)
+    for command, expected in (
+        (just("streams"), "WELCOME_EMAILS"),
+        (just("stream", "DELIVERIES"), "deliveries.*.*.attempts"),
+        (just("consumers", "DELIVERIES"), "count-sent"),
+        (just("users-bucket"), "u."),
+        (just("kv", "CONTROL"), "breaker"),
+        (just("rpc-ls"), "mailflow-users"),
+        (just("rpc-info"), "users.create"),
+        (just("rpc-create"), '"status":"queued"'),
+        (just("rpc-stats"), "Processing Time"),
     ):
-        status, output = await just(local, *arguments)
-        assert status == 0, f"{arguments}: {output}"
-        assert expected in output, f"{arguments}: {output}"
+        assert expected in said(command, local), command
+
+    assert "remaining)" not in said(just("queue"), local)
+    said(just("breaker-open"), local)
+    await eventually(
+        lambda: re.search(r"Paused Until.* remaining\)", said(just("queue"), local)), what="the pause shown"
+    )
+    said(just("breaker-close"), local)
+    await eventually(lambda: "remaining)" not in said(just("queue"), local), what="no pause")
+
+    by_hand = re.search(r"`(nats --user operator --password … --inbox-prefix _INBOX_operator)`", README)
+    assert by_hand is not None
+    kept = (Path(local["MAILFLOW_DATA"]) / "nats-passwords.env").read_text()
+    password = re.search(r"^NATS_OPERATOR_PASSWORD=(.+)$", kept, re.MULTILINE)
+    assert password is not None
+    url = {"NATS_URL": f"nats://127.0.0.1:{local['NATS_PORT']}"}
+    stream_ls = [*shlex.split(by_hand[1].replace("…", password[1])), "stream", "ls", "--names"]
+    assert "WELCOME_EMAILS" in said(stream_ls, url)
+    assert run([word.replace(password[1], "wrong") for word in stream_ls], url).returncode != 0
 
 
-async def test_nothing_runs_says_so(tmp_path: Path) -> None:
+async def test_nothing_runs_says_so() -> None:
     """Recipes that need a running system say what starts it."""
     env = {name: str(free_port()) for name in PORTS}
-    for recipe in ("create-user", "health-check", "ledger"):
-        status, output = await just(env, recipe)
-        assert status != 0
-        assert "just up" in output or "down" in output
+    for command in (just("create-user"), just("health-check"), just("ledger")):
+        done = run(command, env)
+        assert done.returncode != 0
+        assert "just up" in done.stdout or "down" in done.stdout
+
+
+async def test_a_dead_letter_is_replayed(system: System, smtp: SmtpServer) -> None:
+    """`just replay-count` counts it, `just replay` sends it again."""
+    smtp.on("rcpt", lambda transaction: Reply(550, "5.1.1 no such user"))
+    await system.start()
+    env = {
+        "HTTP_PORT": str(system.user.http_port),
+        "USER_METRICS_PORT": str(system.user.metrics_port),
+        "EMAIL_METRICS_PORT": str(system.email.metrics_port),
+    }
+    assert "201" in await asyncio.to_thread(said, just("create-user", "ada@example.com"), env)
+
+    async def dead() -> bool:
+        return '"code": 550' in await asyncio.to_thread(said, just("dead-letters", "state=dead&code=550"), env)
+
+    await eventually(dead, within_s=30)
+    assert '"matching": 1' in await asyncio.to_thread(said, just("replay-count", '{"code": 550}'), env)
+    smtp.on("rcpt", lambda transaction: None)
+    assert "202" in await asyncio.to_thread(said, just("replay"), env)
+    await eventually(lambda: [t.rcpt for t in smtp.accepted] == ["ada@example.com"], within_s=30)
 
 
 async def test_prometheus_beside_it(local: dict[str, str], tmp_path: Path) -> None:
-    """`just prometheus` scrapes what `just up` runs."""
+    """`just prometheus`: the shipped rules, both services and itself scraped, on the ports that were asked for."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: apt-get install prometheus")
-    env = local | {"PROMETHEUS_PORT": str(free_port())}
-    beside = Process("prometheus", [str(Path(sys.executable).parent / "just"), "prometheus"], tmp_path, env)
+    env = local | {"PROMETHEUS_PORT": str(free_port()), "USER_METRICS_PORT": f":{local['USER_METRICS_PORT']}"}
+    beside = Process("prometheus", just("prometheus"), tmp_path, env)
     beside.start()
+    ports = (local["USER_METRICS_PORT"], local["EMAIL_METRICS_PORT"], env["PROMETHEUS_PORT"])
     try:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{env['PROMETHEUS_PORT']}/api/v1") as client:
 
             async def scraped() -> bool:
                 assert beside.running, beside.text()[-3000:]
                 try:
-                    answer = await client.get(f"http://127.0.0.1:{env['PROMETHEUS_PORT']}/api/v1/targets")
+                    answer = await client.get("/targets")
                 except httpx.TransportError:
                     return False
                 targets = answer.json()["data"]["activeTargets"] if answer.status_code == 200 else []
-                up = {target["labels"]["job"] for target in targets if target["health"] == "up"}
-                return len(up) >= 2
+                up = {target["scrapeUrl"] for target in targets if target["health"] == "up"}
+                return up == {f"http://127.0.0.1:{port}/metrics" for port in ports}
 
-            await eventually(scraped, within_s=60, what="both services scraped")
+            await eventually(scraped, within_s=60, what="all scraped")
+            groups = (await client.get("/rules")).json()["data"]["groups"]
+            assert {rule["name"] for group in groups for rule in group["rules"]} == ALERTS.keys() | RECORDED.keys()
     finally:
-        beside.signal(signal.SIGTERM)
-        await beside.exit_status(30)
+        await beside.terminate(30)
+
+
+async def test_moved_from_the_local_broker(tmp_path: Path) -> None:
+    """`just broker` alone; `just backup`, `just restore` and `just move-to-cluster` bring what it keeps to others."""
+    env = {name: str(free_port()) for name in PORTS} | {"MAILFLOW_DATA": str(tmp_path / "data")}
+    old = Process("broker", just("broker"), tmp_path, env | {"NATS_OPERATOR_PASSWORD": "of-operator"})
+    restored, moved = NatsServer(tmp_path / "restored"), NatsServer(tmp_path / "moved")
+    url = f"nats://127.0.0.1:{env['NATS_PORT']}"
+    with stopping(restored, moved):
+        for process in (old, restored, moved):
+            process.start()
+        try:
+            await asyncio.gather(restored.ready(), moved.ready())
+            await eventually(lambda: "Server is ready" in old.text(), within_s=30)
+            kept = (tmp_path / "data" / "nats-passwords.env").read_text()
+            password = re.search(r"^NATS_PROVISIONER_PASSWORD=(.+)$", kept, re.MULTILINE)
+            assert password is not None
+            provisioner = {"NATS_URL": url, "NATS_USER": "provisioner", "NATS_PASSWORD": password[1]}
+            provision = [sys.executable, "-m", "contracts.topology"]
+            subprocess.run(provision, cwd=ROOT, env=os.environ | provisioner, check=True, capture_output=True)
+            operator = login("operator") | {"STREAM_REPLICAS": "1"}
+            saved = str(tmp_path / "saved")
+            assert "KV_USERS" in said(just("backup", saved), operator | {"NATS_URL": url})
+            for _ in range(2):
+                assert "gap" in said(just("restore", saved, "replace"), operator | {"NATS_URL": restored.url})
+            assert "holds" in run(just("restore", saved), operator | {"NATS_URL": restored.url}).stdout
+            done = said(just("move-to-cluster", url, moved.url, str(tmp_path / "way")), operator)
+            assert f"Start both services with NATS_URL={moved.url}" in done
+        finally:
+            await old.terminate(30)

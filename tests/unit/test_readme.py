@@ -1,10 +1,9 @@
 """The README says what is so: its settings, recipes and metrics exist, with the defaults it gives."""
 
+import ast
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import msgspec
 import prometheus_client
@@ -16,9 +15,18 @@ from contracts.runtime.process import CommonSettings
 from contracts.runtime.settings import duration_s, variable_of
 from email_svc.settings import Settings as EmailSettings
 from tests.support.processes import ROOT
+from tests.support.recipes import just, said
 from user_svc.settings import Settings as UserSettings
 
 README = (ROOT / "README.md").read_text()
+DRY = {
+    "check-all": "lint and all tests: it would run this one",
+    "test-seq": "all tests",
+    "test-cover": "all tests",
+    "typecheck": "`just lint` is it and more; CI runs that",
+    "lint-seq": "the same checks as `just lint`",
+}
+"""Recipes that no test can run, and why."""
 COMMON = {variable_of(field.name) for field in msgspec.structs.fields(CommonSettings)}
 
 
@@ -55,26 +63,53 @@ def test_common_settings_table_is_complete() -> None:
     assert set(documented("both")) == COMMON
 
 
+def dump() -> dict[str, Any]:
+    """The justfile's recipes as just reads them."""
+    found: dict[str, Any] = json.loads(said(just("--dump", "--dump-format", "json")))["recipes"]
+    return found
+
+
+def recipes() -> dict[str, Any]:
+    """Those that a user sees."""
+    return {name: recipe for name, recipe in dump().items() if not name.startswith("_")}
+
+
+def run_by_tests() -> tuple[set[str], set[str]]:
+    """The recipes that tests run, and those that they only have shown, by the calls of `just` in them."""
+    found: tuple[set[str], set[str]] = (set(), set())
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "just":
+                words = [word.value for word in call.args if isinstance(word, ast.Constant)]
+                name = next((word for word in words if not re.search("^-|=", word)), None)
+                assert name or "--dump" in words, f"{path.name}:{call.lineno} does not write the recipe's name out"
+                found["--dry-run" in words].add(name or "")
+    return found
+
+
 def test_every_recipe_named_exists() -> None:
     """`just X` in the README is a recipe of the justfile, and every recipe has help."""
-    just = Path(sys.executable).parent / "just"
-    dump = subprocess.run(
-        [just, "--dump", "--dump-format", "json"], cwd=ROOT, capture_output=True, check=True, text=True
-    )
-    recipes = json.loads(dump.stdout)["recipes"]
-    named = set(re.findall(r"(?:^|`|run )just ([a-z][a-z-]*)", README, re.MULTILINE))
-    assert named
-    assert named <= set(recipes)
-    assert [name for name, r in recipes.items() if not r["doc"] and not name.startswith("_")] == []
+    code = re.findall(r"```.*?```|`[^`]+`", README, re.DOTALL)
+    named = {name for part in code for name in re.findall(r"\bjust ([a-z][a-z-]*)", part)}
+    assert {"up", "quick-start", "secrets", "check-all"} <= named
+    assert named <= set(recipes())
+    assert [name for name, recipe in recipes().items() if not recipe["doc"]] == []
 
 
-def test_every_recipe_named_is_run() -> None:
-    """Some test calls it by its name; those of the checks themselves are called by CI."""
-    tests = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
-    called = "\n".join(text for text in tests if "just" in text)
-    named = set(re.findall(r"(?:^|`|run )just ([a-z][a-z-]*)", README, re.MULTILINE))
-    checks = (ROOT / ".ci" / "run").read_text()
-    assert [n for n in sorted(named) if f'"{n}"' not in called and f"just {n}" not in checks] == []
+def test_every_recipe_is_run() -> None:
+    """By a test or as a step of CI; the few that are neither are shown by `just --dry-run`, and have a reason."""
+    run, shown = run_by_tests()
+    run |= set(re.findall(r"^uv run just ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE))
+    assert set(recipes()) - run == set(DRY)
+    assert set(DRY) <= shown
+
+
+def test_what_goes_one_after_another_leaves_nothing_out() -> None:
+    """`just test-seq` has every folder with tests, `just lint-seq` each part of `just lint`."""
+    suites = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {dependency["arguments"][0] for dependency in dump()["test-seq"]["dependencies"]} == suites
+    parts = ({each["recipe"] for each in dump()[name]["dependencies"]} for name in ("lint-seq", "_lint"))
+    assert next(parts) == next(parts)
 
 
 def test_every_metric_named_exists() -> None:
