@@ -23,6 +23,8 @@ NAMES = (
 def main(file: Path = FILE) -> int:
     """Writes the file, readable by its owner only; 0 also if it is there."""
     text = "".join(f"{name}={secrets.token_hex(24)}\n" for name in NAMES)
+    text += "# Your mail server; without it the mails go to Mailpit, which only shows them:\n"
+    text += "# SMTP_URL=smtp+starttls://user:password@mail.example.com:587\n# EMAIL_FROM=Us <welcome@example.com>\n"
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Coroutine
 from typing import Annotated, Any, Literal, TypeVar
@@ -58,6 +59,27 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.environment == "production"
 
 
+_URL = re.compile(r"(?:([a-z]+)://)?(?:[^@/\s]*@)?(\[[0-9a-fA-F:]+\]|[^\s:/@\[\]]+)(?::([0-9]{1,5}))?/?")
+
+
+def check_urls(config: CommonSettings) -> None:
+    """That the broker's addresses can be addresses; without their passwords in what is said.
+
+    Raises:
+        SettingsError: one cannot.
+    """
+    for variable, value, schemes, like in (
+        ("NATS_URL", config.nats_url, ("nats", "tls", "ws", "wss"), "nats://host:4222"),
+        ("NATS_MONITORING_URL", config.nats_monitoring_url or "", ("http", "https"), "http://host:8222"),
+    ):
+        for url in filter(None, (part.strip() for part in value.split(","))):
+            found = _URL.fullmatch(url)
+            good = found and (found[1] or schemes[0]) in schemes and 1 <= int(found[3] or 1) <= 65535
+            if not good:
+                shown = re.sub(r"[^/@]*@", "…@", url)
+                raise settings.SettingsError(f"{variable}={shown!r}: expected {like}, or several with commas between")
+
+
 class BadStart(Exception):
     """The service cannot start as things are; the text says what to change. No restart mends it."""
 
@@ -79,6 +101,7 @@ def run(
     """
     try:
         config = settings.read(kind, os.environ)
+        check_urls(config)
     except settings.SettingsError as exc:
         print(f"{service} cannot start:\n{exc}", file=sys.stderr)
         return BAD_START

@@ -3,6 +3,7 @@
 Standard library only, so that it also says something useful in a half-installed tree.
 """
 
+import http.client
 import json
 import os
 import secrets
@@ -24,7 +25,11 @@ NATS_CLI = "github.com/nats-io/natscli/nats@v0.5.0"
 
 
 def port(variable: str, default: int) -> str:
-    return (os.environ.get(variable) or str(default)).removeprefix(":")
+    text = os.environ.get(variable) or str(default)
+    digits = text.removeprefix(":")
+    if not (digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 65535):
+        sys.exit(f"{variable}={text!r} is not a port: 1 to 65535, written as 8080 or :8080")
+    return digits
 
 
 def create_user(email: str = "", name: str = "Ada Lovelace") -> int:
@@ -63,7 +68,7 @@ def _call(what: str, port: str, path: str, body: object = None) -> int:
     except urllib.error.HTTPError as exc:
         print(f"{exc.code} {exc.reason}\n{_readable(exc.read())}")
         return 1
-    except OSError as exc:
+    except (OSError, http.client.HTTPException) as exc:
         return complain(f"no {what} at {url} ({getattr(exc, 'reason', exc)}). Is it running? `just up` starts it.")
     return 0
 

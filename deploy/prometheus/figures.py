@@ -105,7 +105,11 @@ def _value(samples: Samples, name: str, unit: str) -> str:
 
 def port(variable: str, default: int) -> str:
     """A port by its variable, written as `8080` or `:8080`."""
-    return (os.environ.get(variable) or str(default)).removeprefix(":")
+    text = os.environ.get(variable) or str(default)
+    digits = text.removeprefix(":")
+    if not (digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 65535):
+        sys.exit(f"{variable}={text!r} is not a port: 1 to 65535, written as 8080 or :8080")
+    return digits
 
 
 def main(arguments: list[str]) -> int:

@@ -48,7 +48,7 @@ def command(binary: str, config: Path, data: Path, port: int) -> list[str]:
 
 def main() -> None:
     """Writes the copy and becomes Prometheus."""
-    binary = os.environ.get("PROMETHEUS_BIN") or shutil.which("prometheus")
+    binary = shutil.which(os.environ.get("PROMETHEUS_BIN") or "prometheus")
     if binary is None:
         sys.exit("this needs a `prometheus` command: apt-get install prometheus, or set PROMETHEUS_BIN")
     own = port("PROMETHEUS_PORT", 9090)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 import pytest
 
+from contracts.runtime.process import check_urls
 from contracts.runtime.settings import SettingsError, duration_s, port, read, unknown, variable_of
 from contracts.topology import TopologySettings
 from email_svc.settings import Settings as EmailSettings
@@ -220,3 +221,30 @@ def test_every_variable_is_told_apart(kind: type[msgspec.Struct]) -> None:
     """No two fields read one variable, and only durations lose their ending."""
     fields = msgspec.structs.fields(kind)
     assert len({variable_of(field.name) for field in fields}) == len(fields)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nats://127.0.0.1:4222",
+        "tls://broker",
+        "nats://u:p%40@a:1, nats://b:65535/",
+        "127.0.0.1:4222",
+        "nats://[::1]:4222",
+    ],
+)
+def test_what_can_be_a_broker(url: str) -> None:
+    """Schemes of NATS, one or several, with or without port."""
+    check_urls(read(Settings, {"NATS_URL": url}))
+
+
+@pytest.mark.parametrize("url", ["nats://127.0.0.1:99999", "http://x", "nats://", "nats://a:b", "a b", "nats://a:0"])
+def test_what_cannot_be_a_broker(url: str) -> None:
+    """The variable, the value without a password, and what it should be like."""
+    with pytest.raises(SettingsError, match=r"^NATS_URL=.* expected nats://host:4222"):
+        check_urls(read(Settings, {"NATS_URL": url}))
+    with pytest.raises(SettingsError) as caught:
+        check_urls(read(Settings, {"NATS_URL": "http://me:sesame@x", "NATS_MONITORING_URL": "foo://"}))
+    assert "sesame" not in str(caught.value)
+    with pytest.raises(SettingsError, match=r"^NATS_MONITORING_URL='foo://x'"):
+        check_urls(read(Settings, {"NATS_MONITORING_URL": "foo://x"}))
