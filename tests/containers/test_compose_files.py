@@ -35,7 +35,7 @@ def test_the_clusters_file_is_valid_with_secrets_only(tmp_path: Path) -> None:
     written = secrets.read_text()
     assert make_secrets.main(secrets) == 0
     assert secrets.read_text() == written, "secrets that are there are never replaced"
-    for line in written.splitlines():
+    for line in (line for line in written.splitlines() if not line.startswith("#")):
         secrets.write_text(written.replace(line + "\n", ""))
         refused = compose("config", "--quiet", check=False)
         assert refused.returncode != 0
