@@ -335,11 +335,11 @@ async def connect(
         denied = _DENIED.search(text)
         if denied is not None and denied[1].lower() == "publish":
             broker.denied(denied[2])
-        about = (
-            text if denied is None else " ".join((denied[1], *denied[2].split(".")[:2]))
-        )  # the rest may be a caller's
+        about = text
+        if denied is not None and denied[2].lower().startswith("_inbox"):
+            about = f"{denied[1]} {denied[2].partition('.')[0]}"  # the rest is of its owner's invention
         if now - said.get(about, -math.inf) >= 5:  # it tries ten times a second
-            if len(said) >= 100:
+            if len(said) >= 1000:
                 said.clear()
             said[about] = now
             if denied is not None:
