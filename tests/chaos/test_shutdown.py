@@ -44,6 +44,7 @@ async def test_shutdown_under_load_loses_and_doubles_nothing(system: System, smt
         for _ in range(3):
             at = len(smtp.accepted) + rng.randint(20, 100)
             await eventually(lambda at=at: len(smtp.accepted) >= at, within_s=30)
+            await together(system.user.ready(), system.email.ready())  # while it loads, a SIGTERM just ends it
             await ends_in_time(system.user, system.email)
             system.user.start()
             system.email.start()
