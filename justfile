@@ -149,12 +149,12 @@ show-jobs:
 # Show the figures of both services that tell how MailFlow is
 [group('look')]
 monitor-metrics:
-    uv run python deploy/prometheus/figures.py
+    uv run python deploy/local/figures.py
 
 # Run a Prometheus beside `just up`, with the shipped rules (needs the `prometheus` command)
 [group('look')]
 prometheus:
-    exec uv run python deploy/prometheus/local.py
+    exec uv run python deploy/local/prometheus.py
 
 # Show the circuit breaker: state, reason, what the broker shows
 [group('look')]

@@ -45,7 +45,8 @@ from email_svc.ledger import Ledger, Row
 from email_svc.limiter import Limiter
 from email_svc.message import Composer, Mail, UnusableMail
 from email_svc.policies.limit import Token
-from email_svc.smtp import SmtpConnection, SmtpPool
+from email_svc.smtp import SmtpConnection
+from email_svc.smtp_pool import SmtpPool
 
 log = structlog.get_logger()
 

@@ -26,7 +26,7 @@ from email_svc.ledger import Ledger
 from email_svc.limiter import Limiter
 from email_svc.message import Composer
 from email_svc.settings import Settings
-from email_svc.smtp import SmtpPool
+from email_svc.smtp_pool import SmtpPool
 from email_svc.smtp_url import parse_smtp_url
 from email_svc.worker import Worker
 

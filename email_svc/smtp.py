@@ -1,9 +1,9 @@
-"""The SMTP side of a mail: where the server is, a dialogue with it, and a few connections kept for reuse.
+"""The SMTP side of a mail: the dialogue with a server. `smtp_pool` keeps a few connections for reuse.
 
-    acquire -> [CONNECT GREETING EHLO STARTTLS AUTH] -> send: MAIL RCPT DATA | body and dot | DOT -> release
-                 only on a new connection                       before_dot ^
+    open: CONNECT GREETING EHLO STARTTLS AUTH -> send: MAIL RCPT DATA | body and dot | DOT -> send …
+                                                             before_dot ^
 
-Trouble of the network is data here: `acquire` and `send` answer with an SmtpResult that says in which phase the
+Trouble of the network is data here: `open` and `send` answer with an SmtpResult that says in which phase the
 dialogue ended, and how. In it `code` is 2xx (only at DOT: accepted) or 4xx/5xx; any other reply is GARBLED.
 
 A connection is used again only after a complete reply. Whatever else ends a dialogue, cancellation included, closes it
@@ -17,10 +17,8 @@ Source: RFC 5321 (dialogue), RFC 3207 (STARTTLS), RFC 4954 (AUTH); aiosmtplib/pr
 """
 
 import asyncio
-import contextlib
 import socket
 import ssl
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
@@ -33,7 +31,7 @@ from aiosmtplib.response import SMTPResponse
 from contracts import semconv
 from email_svc.decision import Fault, Phase, SmtpResult
 from email_svc.message import Mail
-from email_svc.smtp_url import HOST, SmtpEndpoint
+from email_svc.smtp_url import SmtpEndpoint
 
 
 class SmtpConnection:
@@ -211,7 +209,7 @@ class SmtpConnection:
             fault = Fault.CANCELLED if self._closed else _fault(exc)  # already closed: by the pool, at shutdown
             self.abort()
             result = SmtpResult(phase=self.phase, fault=fault, text=_text(str(exc)))
-        except BaseException:
+        except BaseException:  # a cancel too: whatever broke it off, this connection is not used again
             self.abort()
             raise
         self._busy = False
@@ -223,141 +221,6 @@ class SmtpConnection:
             raise SMTPServerDisconnected("Connection lost")
         address = str(self._wire.transport.get_extra_info("sockname")[0]).partition("%")[0]
         return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-
-
-class SmtpPool:
-    """At most `size` connections at a time, kept for reuse.
-
-    A connection serves `max_mails` mails or `max_age_s` seconds at most, for relays count and time them out themselves
-    (SES: some 350 mails); counting first spares a 421. Both are looked at when it is taken and when it is given back.
-
-    Args:
-        timeout_s: for each reply. RFC 5321 would have 5 minutes; a path that slow counts as broken here.
-        after_dot_timeout_s: for the reply to the final dot. RFC 5321 4.5.3.2.6 says 10 minutes: giving up sooner makes
-            duplicates, since the server has the mail by then.
-        connect_timeout_s: for DNS, TCP and, with smtps, TLS together.
-        local_hostname: said in EHLO. None: this host's name if it has a domain, else the address of our end.
-        clock: monotonic seconds.
-
-    Raises:
-        ValueError: local_hostname is no host name, or the endpoint's CA file cannot be read.
-    """
-
-    def __init__(
-        self,
-        endpoint: SmtpEndpoint,
-        *,
-        size: int,
-        timeout_s: float = 30,
-        after_dot_timeout_s: float = 600,
-        connect_timeout_s: float = 10,
-        max_mails: int = 100,
-        max_age_s: float = 60,
-        local_hostname: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        name = local_hostname or socket.gethostname()
-        usable = HOST.fullmatch(name) is not None
-        if local_hostname and not usable:
-            raise ValueError(f"local_hostname={local_hostname!r}: allowed is a host name")
-        self._local_hostname = name if usable and (local_hostname or "." in name) else None
-        self._endpoint = endpoint
-        self._tls = endpoint.tls_context()
-        self._timeout_s = timeout_s
-        self._after_dot_timeout_s = after_dot_timeout_s
-        self._connect_timeout_s = connect_timeout_s
-        self._max_mails = max_mails
-        self._max_age_s = max_age_s
-        self._clock = clock
-        self._slots = asyncio.Semaphore(size)
-        self._idle: list[SmtpConnection] = []
-        self._taken: set[SmtpConnection] = set()
-        self._closing = False
-
-    @property
-    def idle(self) -> int:
-        """Connections that are kept for reuse."""
-        return len(self._idle)
-
-    @property
-    def in_use(self) -> int:
-        """Connections that are taken, those being opened included."""
-        return len(self._taken)
-
-    async def acquire(self, *, fresh: bool = False) -> SmtpConnection | SmtpResult:
-        """A connection ready for MAIL, or why there is none. Waits while `size` are taken. Give it back by `release`.
-
-        Args:
-            fresh: make a new one and close those that lie idle: asked for when one of them turned out to be dead, for
-                what killed it (a restart, a forgetful firewall) has mostly killed its neighbours.
-        """
-        await self._slots.acquire()
-        conn: SmtpConnection | None = None
-        try:
-            while self._idle:
-                conn = self._idle.pop()  # the newest: the others may grow old and be closed
-                self._taken.add(conn)
-                if not fresh and self.serves(conn) and await conn.reset():
-                    return conn
-                self._drop(conn)
-            conn = SmtpConnection(
-                timeout_s=self._timeout_s, after_dot_timeout_s=self._after_dot_timeout_s, made_at=self._clock()
-            )
-            self._taken.add(conn)
-            failure = await conn.open(self._endpoint, self._tls, self._local_hostname, self._connect_timeout_s)
-        except BaseException:
-            if conn is not None:
-                self._drop(conn)
-            self._slots.release()
-            raise
-        if failure is None and self._closing:
-            failure = SmtpResult(phase=Phase.CONNECT, fault=Fault.CANCELLED)
-        if failure is None:
-            return conn
-        self._drop(conn)
-        self._slots.release()
-        return failure
-
-    def release(self, conn: SmtpConnection) -> None:
-        """Give it back; it is kept only if it is clean. A second time does nothing."""
-        if conn not in self._taken:
-            return
-        if self.serves(conn) and not self._closing:
-            self._taken.remove(conn)
-            conn.fresh = False
-            self._idle.append(conn)
-        else:
-            self._drop(conn)
-        self._slots.release()
-
-    def refresh(self) -> None:
-        """Close what lies idle: what ended one of them (a restart, a firewall) has mostly ended all."""
-        while self._idle:
-            self._drop(self._idle.pop())
-
-    def serves(self, conn: SmtpConnection) -> bool:
-        """Whether it is clean and neither too old nor used up."""
-        return conn.clean and conn.mails < self._max_mails and self._clock() - conn.made_at < self._max_age_s
-
-    async def close(self) -> None:
-        """Close all, those in use as well: who awaits the reply to a dot is to be waited for before."""
-        self._closing = True
-        conns = [*self._idle, *self._taken]
-        for conn in self._idle:
-            conn.leave()
-        for conn in self._taken:
-            conn.abort()
-        self._idle.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):  # TLS wants to say goodbye too, and a dead peer never answers
-                for conn in conns:
-                    await conn.closed()
-        for conn in conns:
-            conn.abort()
-
-    def _drop(self, conn: SmtpConnection) -> None:
-        self._taken.discard(conn)
-        conn.leave()
 
 
 class _Wire(SMTPProtocol):

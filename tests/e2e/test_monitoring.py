@@ -299,7 +299,7 @@ async def test_each_alert_fires_from_a_real_fault(system: System, smtp: SmtpServ
             assert await prometheus.query(client, "sum(prometheus_rule_evaluation_failures_total) > 0") == []
             await _nothing_is_empty(scene, began)
             urls = [f"{service.admin}/metrics" for service in (system.user, system.email)]
-            command = [sys.executable, ROOT / "deploy/prometheus/figures.py", *urls]
+            command = [sys.executable, ROOT / "deploy/local/figures.py", *urls]
             shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             assert re.search(r"state +(closed|open|half-open)\n", shown), shown
             assert not re.search(r" -$", shown, re.MULTILINE), shown

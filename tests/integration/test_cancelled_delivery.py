@@ -23,7 +23,8 @@ from email_svc.ledger import Ledger
 from email_svc.limiter import Limit, Limiter
 from email_svc.message import Composer
 from email_svc.policies.downtime import Schedule
-from email_svc.smtp import SmtpConnection, SmtpPool
+from email_svc.smtp import SmtpConnection
+from email_svc.smtp_pool import SmtpPool
 from email_svc.smtp_url import parse_smtp_url
 from tests.support.load import address, count, doubled
 from tests.support.smtp_server import Late, Reply, SmtpServer, Transaction

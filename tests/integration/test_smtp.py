@@ -13,7 +13,8 @@ from aiosmtplib.protocol import SMTPProtocol
 
 from email_svc.decision import Fault, Phase, SmtpResult
 from email_svc.message import Mail
-from email_svc.smtp import SmtpConnection, SmtpPool
+from email_svc.smtp import SmtpConnection
+from email_svc.smtp_pool import SmtpPool
 from email_svc.smtp_url import SmtpEndpoint
 from tests.support.smtp_server import Drop, Late, Raw, Reply, Reset, Silence, SmtpServer, make_certificate
 from tests.support.waiting import eventually
@@ -385,7 +386,8 @@ async def test_a_reused_connection_that_dies_at_mail_says_that_it_was_not_fresh(
         assert result == SmtpResult(phase=Phase.MAIL, fault=Fault.DISCONNECTED, text=result.text)
         assert not conn.fresh
         pool.release(conn)
-        again = await connection(pool, fresh=True)
+        pool.refresh()
+        again = await connection(pool)
         assert again.fresh
         await eventually(lambda: [session.open for session in server.connections] == [False, False, True])
         assert (await again.send(mail_to("ada@example.org"), SENDER, before_dot=lambda: True)).code == 250

@@ -15,8 +15,8 @@ import yaml
 from tests.support.processes import ROOT, Process, free_port, http_status
 from tests.support.waiting import eventually
 
-sys.path.append(str(ROOT / "deploy/prometheus"))
-import local
+sys.path.append(str(ROOT / "deploy/local"))
+import prometheus
 
 RULES = sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
@@ -78,11 +78,11 @@ class Prometheus(Process):
         # `scrape_interval: 15s` and its like; a value of its own keeps the shipped file free of what only tests need.
         config = yaml.safe_load(text)
         own = {"prometheus": [f"127.0.0.1:{self.port}"]}
-        made = local.retargeted(config, {**targets, **own}, rules)
+        made = prometheus.retargeted(config, {**targets, **own}, rules)
         made["global"] = dict.fromkeys(config["global"], f"{15000 // factor}ms")
         file = folder / "prometheus.yml"
         file.write_text(yaml.safe_dump(made))
-        super().__init__("prometheus", local.command(binary, file, folder / "data", self.port), folder)
+        super().__init__("prometheus", prometheus.command(binary, file, folder / "data", self.port), folder)
 
     @property
     def url(self) -> str:

@@ -252,8 +252,7 @@ def test_scrape_targets_are_services_of_compose() -> None:
 
 def test_figures_say_what_they_can() -> None:
     """`just monitor-metrics` shows metrics that exist, and dashes for what no service has shown."""
-    sys.path.append(str(ROOT / "deploy/prometheus"))
-    import figures
+    import figures  # tests.support.monitoring has put deploy/local on the path
 
     known = registered()
     for rows in figures.FIGURES.values():

@@ -1,17 +1,17 @@
 """`just monitor-metrics`: the figures of both services that tell how MailFlow is, readably, without Prometheus.
 
-    python deploy/prometheus/figures.py [/metrics of user_svc] [/metrics of email_svc]
+    python deploy/local/figures.py [/metrics of user_svc] [/metrics of email_svc]
 
 Rates need two looks: only totals since the start of each process are here.
 """
 
-import os
 import re
 import sys
 import urllib.request
 from collections.abc import Mapping
 
-HOST = "127.0.0.1"
+from tasks import HOST, port
+
 STATES = {0.0: "closed", 1.0: "half-open", 2.0: "open"}
 
 # Heading, then rows: what it says, the metric, and the unit.
@@ -101,15 +101,6 @@ def _value(samples: Samples, name: str, unit: str) -> str:
         listed = ", ".join(f"{key} {value:.10g}" for key, value in sorted(parts.items()))
         return listed if "live" in parts else f"{text}{f'  ({listed})' if listed else ''}"
     return text
-
-
-def port(variable: str, default: int) -> str:
-    """A port by its variable, written as `8080` or `:8080`."""
-    text = os.environ.get(variable) or str(default)
-    digits = text.removeprefix(":")
-    if not (digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 65535):
-        sys.exit(f"{variable}={text!r} is not a port: 1 to 65535, written as 8080 or :8080")
-    return digits
 
 
 def main(arguments: list[str]) -> int:

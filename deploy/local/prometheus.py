@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from figures import HOST, port
+from tasks import HOST, ROOT, port
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+SHIPPED = ROOT / "deploy" / "prometheus"
 
 
 def shipped() -> dict[str, Any]:
     """The shipped prometheus.yml."""
-    config: dict[str, Any] = yaml.safe_load((HERE / "prometheus.yml").read_text())
+    config: dict[str, Any] = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
     return config
 
 
@@ -60,7 +59,7 @@ def main() -> None:
     data = ROOT / os.environ.get("MAILFLOW_DATA", ".mailflow") / "prometheus"
     data.mkdir(parents=True, exist_ok=True)
     config = data / "prometheus.yml"
-    config.write_text(yaml.safe_dump(retargeted(shipped(), targets, HERE / "rules"), sort_keys=False))
+    config.write_text(yaml.safe_dump(retargeted(shipped(), targets, SHIPPED / "rules"), sort_keys=False))
     print(f"Prometheus: http://{HOST}:{own}/alerts  data in {data}", flush=True)
     run = command(binary, config, data, int(own))
     os.execvp(run[0], run)  # noqa: S606 - no shell is wanted
