@@ -23,7 +23,7 @@ is in the ledger.
 What a backup cannot do: mails that go out after the ledger was saved are not known in it. Restore it elsewhere, and
 those that were pending then are sent again (same Message-ID). So for a move both services are stopped first.
 
-Source: JetStream's snapshot and restore API (the one `nats stream backup` uses; the files are laid out as it does).
+`snapshot` saves and restores one stream.
 """
 
 import asyncio
@@ -31,49 +31,28 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
 import passwords
-import structlog
-from nats.aio.msg import Msg
+from snapshot import API_S, Saved, again, restore_stream, save_stream, stream_info
 
 from contracts import messages as m
 from contracts import subjects as s
 from contracts import topology
-from contracts.runtime.broker import NO_STREAM, ApiError, Broker, Conflict, Stored, Unavailable
+from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
 from contracts.runtime.lifecycle import Stop
 from contracts.runtime.process import BAD_START, BadStart, connect_as, run
 from email_svc.ledger import Ledger
 from user_svc.ledger import Books, books
 from user_svc.store import walk
 
-log = structlog.get_logger()
-T = TypeVar("T")
-
 ORDER = (s.DEAD_LETTERS, s.IDEMPOTENCY, s.WELCOME_EMAILS, s.USERS, s.DELIVERIES, s.CONTROL, s.AUDIT)
 _MANIFEST = "mailflow.json"
-_CHUNK = 256 * 1024
-_SILENT_S = 20.0
-_API_S = 30.0
-_TRIES = 4
-_OPENS_S = 4.0
 _LIVE_S = 2.5
 _CURRENT_S = 120.0
-
-
-class Saved(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream of a backup; what it holds is in the folder of its name."""
-
-    name: str
-    began_at: datetime
-    messages: int
-    last_seq: int
-    sha256: str
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +88,7 @@ async def save(broker: Broker, folder: Path) -> Manifest:
     ledger = await broker.api(f"STREAM.INFO.{s.DELIVERIES}")
     saved = []
     for name in ORDER:
-        saved.append(one := await _again(lambda name=name: _save_stream(broker, name, folder / name)))  # type: ignore[misc]
+        saved.append(one := await again(lambda name=name: save_stream(broker, name, folder / name)))  # type: ignore[misc]
         say(f"saved    {one.name:<15} {one.messages:>9} messages")
     manifest = Manifest(
         began_at=began,
@@ -133,49 +112,6 @@ def _make(folder: Path) -> None:
         raise BadStart(f"{folder} cannot be used: {exc.strerror}") from exc
 
 
-async def _save_stream(broker: Broker, name: str, folder: Path) -> Saved:
-    arrived: asyncio.Queue[Msg] = asyncio.Queue()
-    inbox = broker.client.new_inbox()
-    subscription = await broker.client.subscribe(inbox, cb=arrived.put)
-    digest, chunks, began = hashlib.sha256(), 0, datetime.now(UTC)
-    part = folder / "stream.tar.s2.part"
-    try:
-        ask = {"deliver_subject": inbox, "no_consumers": True, "chunk_size": _CHUNK}
-        answer = await broker.api(f"STREAM.SNAPSHOT.{name}", ask, timeout_s=_API_S)
-        with part.open("wb") as file:
-            while True:
-                async with asyncio.timeout(_SILENT_S):
-                    chunk = await arrived.get()
-                if not chunk.data:
-                    break
-                digest.update(chunk.data)
-                file.write(chunk.data)
-                chunks += 1
-                if chunk.reply:  # …<bytes>.<index>; the last one, if it is a short one, wants no answer
-                    if int(chunk.reply.rpartition(".")[2]) != chunks:
-                        raise Unavailable(f"a piece of {name} was lost on the way", sent=True)
-                    await broker.client.publish(chunk.reply)
-    except TimeoutError as exc:
-        raise Unavailable(f"no more pieces of {name} came", sent=True) from exc
-    finally:
-        await subscription.unsubscribe()
-    status = (chunk.headers or {}).get("Status", "204")
-    if status != "204":
-        raise Unavailable(f"{name}: {status} {(chunk.headers or {}).get('Description', '')}", sent=True)
-    part.rename(folder / "stream.tar.s2")
-    (folder / "backup.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode({"config": answer["config"], "state": answer["state"]}))
-    )
-    state = answer["state"]
-    return Saved(
-        name=name,
-        began_at=began,
-        messages=state["messages"],
-        last_seq=state["last_seq"],
-        sha256=digest.hexdigest(),
-    )
-
-
 # --- restore ---------------------------------------------------------------------------------------------------------
 
 
@@ -194,10 +130,10 @@ async def restore(broker: Broker, folder: Path, settings: Settings, *, replace: 
         )
     await refuse_live(broker)
     for name in there:
-        await broker.api(f"STREAM.DELETE.{name}", timeout_s=_API_S)
+        await broker.api(f"STREAM.DELETE.{name}", timeout_s=API_S)
         say(f"deleted  {name}")
     for saved in manifest.streams:
-        info = await _restore_stream(broker, saved, folder / saved.name, replicas=settings.stream_replicas)
+        info = await restore_stream(broker, saved, folder / saved.name, replicas=settings.stream_replicas)
         say(f"restored {saved.name:<15} {info['state']['messages']:>9} messages")
     await topology.until_answered(
         lambda: topology.provision(
@@ -230,7 +166,7 @@ def _read(folder: Path) -> Manifest:
 
 async def _held(broker: Broker) -> list[str]:
     """The streams of ours that a broker has."""
-    return [name for name in ORDER if await _stream_info(broker, name) is not None]
+    return [name for name in ORDER if await stream_info(broker, name) is not None]
 
 
 async def refuse_live(broker: Broker) -> None:
@@ -252,42 +188,11 @@ async def refuse_live(broker: Broker) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _restore_stream(broker: Broker, saved: Saved, folder: Path, *, replicas: int) -> dict[str, Any]:
-    wanted: dict[str, Any] = msgspec.json.decode((folder / "backup.json").read_bytes())
-    wanted["config"]["num_replicas"] = replicas
-    opened = await broker.api(f"STREAM.RESTORE.{saved.name}", wanted, timeout_s=_API_S)
-    with (folder / "stream.tar.s2").open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            await _hand_over(broker, opened["deliver_subject"], chunk, _API_S)
-    answer = await _hand_over(broker, opened["deliver_subject"], b"", 10 * _API_S)
-    info: dict[str, Any] = msgspec.json.decode(answer)
-    if info["state"]["last_seq"] < saved.last_seq:
-        raise ApiError(0, f"{saved.name} ends at {info['state']['last_seq']}, {saved.last_seq} was saved")
-    return info
-
-
-async def _hand_over(broker: Broker, subject: str, piece: bytes, timeout_s: float) -> bytes:
-    """One piece, and the broker's answer to it. In a cluster the way to who takes it may open a moment later."""
-    end = time.monotonic() + _OPENS_S
-    while True:
-        try:
-            answer = (await broker.request(subject, piece, timeout_s=timeout_s)).data
-        except Unavailable as exc:
-            if exc.sent or time.monotonic() > end:
-                raise
-            await asyncio.sleep(0.05)
-            continue
-        error = msgspec.json.decode(answer).get("error") if answer else None
-        if error is not None:
-            raise ApiError(error.get("err_code", 0), error.get("description", "refused"))
-        return answer
-
-
 async def _current(broker: Broker) -> None:
     """Waits until every replica has everything: nothing else may be the reason to wait later."""
     end = time.monotonic() + _CURRENT_S
     while True:
-        infos = [await _again(lambda name=name: _stream_info(broker, name)) for name in ORDER]  # type: ignore[misc]
+        infos = [await again(lambda name=name: stream_info(broker, name)) for name in ORDER]  # type: ignore[misc]
         behind = [
             info["config"]["name"]
             for info in infos
@@ -304,7 +209,7 @@ async def _current(broker: Broker) -> None:
 async def _place_relay(broker: Broker, floor: int) -> None:
     """Where the relay goes on. A broker older than 2.14 cannot be told: it goes through everything again."""
     try:
-        await _again(lambda: broker.api(f"CONSUMER.RESET.{s.USERS}.{s.RELAY}", {"seq": floor + 1}, timeout_s=5))
+        await again(lambda: broker.api(f"CONSUMER.RESET.{s.USERS}.{s.RELAY}", {"seq": floor + 1}, timeout_s=5))
     except (Unavailable, ApiError) as exc:
         say(f"the relay goes through all registrations again, which takes time and sends nothing twice ({exc})")
 
@@ -385,29 +290,6 @@ def explained(seen: Books) -> str:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-async def _stream_info(broker: Broker, name: str) -> dict[str, Any] | None:
-    try:
-        info: dict[str, Any] = await broker.api(f"STREAM.INFO.{name}", timeout_s=_API_S)
-    except ApiError as exc:
-        if exc.err_code == NO_STREAM:
-            return None
-        raise
-    return info
-
-
-async def _again(work: Callable[[], Awaitable[T]]) -> T:
-    """A few tries: an election of a leader, or a block of the store that goes while it is read."""
-    for attempt in range(1, _TRIES + 1):
-        try:
-            return await work()
-        except (Unavailable, ApiError, nats.errors.Error) as exc:
-            if attempt == _TRIES or (isinstance(exc, ApiError) and exc.err_code == NO_STREAM):
-                raise
-            log.warning("backup.trying_again", reason=str(exc))
-            await asyncio.sleep(attempt)
-    raise AssertionError
-
-
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -471,8 +353,8 @@ async def _main(settings: Settings) -> int:
                 print(USAGE, file=sys.stderr)
                 return BAD_START
     except (Unavailable, ApiError, nats.errors.Error) as exc:
-        again = "make another one" if sys.argv[1] == "save" else "`just restore DIR replace` starts over"
-        print(f"broken off: {exc}. What there is now is not whole: {again}.", file=sys.stderr)
+        next_step = "make another one" if sys.argv[1] == "save" else "`just restore DIR replace` starts over"
+        print(f"broken off: {exc}. What there is now is not whole: {next_step}.", file=sys.stderr)
         return 1
     finally:
         for broker in opened:
