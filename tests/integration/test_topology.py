@@ -259,12 +259,12 @@ async def test_replicas_are_raised_and_never_lowered(tmp_path: Path) -> None:
         broker = await connect(name="t", url=",".join(n.url for n in nodes), on_closed=lambda reason: None)
         try:
             await t.until_answered(lambda: provision(broker, queue_max_size=100))
-            await provision(broker, "email_svc", replicas=3)
+            await t.until_answered(lambda: provision(broker, "email_svc", replicas=3))
             assert (await config_of(broker, s.WELCOME_EMAILS))["num_replicas"] == 1
             assert (await config_of(broker, s.DELIVERIES))["num_replicas"] == 3
             await t.until_answered(lambda: provision(broker, queue_max_size=100, replicas=3))
             assert {(await config_of(broker, name))["num_replicas"] for name in ALL} == {3}
-            await provision(broker, queue_max_size=100, replicas=1)
+            await t.until_answered(lambda: provision(broker, queue_max_size=100, replicas=1))
             assert {(await config_of(broker, name))["num_replicas"] for name in ALL} == {3}
         finally:
             await broker.close()
