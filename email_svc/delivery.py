@@ -20,7 +20,7 @@ import structlog
 from contracts import messages as m
 from contracts import semconv
 from contracts import subjects as s
-from contracts.runtime import traces
+from contracts.runtime import crash, traces
 from contracts.runtime.broker import ApiError, Conflict, Unavailable
 from contracts.runtime.clock import BrokerClock
 from contracts.runtime.pull import Message
@@ -121,7 +121,10 @@ class Delivery:
             async with Lease(message) as lease:
                 trial = Trial(message, lease, leave)
                 try:
-                    await self._settle(trial, await self._deliver(trial))
+                    settlement = await self._deliver(trial)
+                    crash.point("delivery.recorded")
+                    await self._settle(trial, settlement)
+                    crash.point("delivery.settled")
                 except asyncio.CancelledError:
                     await self._settle(trial, Later(0.0))  # shutting down is no attempt
                     await self._path.give_back(leave, works=trial.works)
@@ -173,6 +176,7 @@ class Delivery:
     async def _deliver_event(self, trial: Trial, event: m.WelcomeEmailRequested) -> Settlement:
         looked_at = time.monotonic()  # before: the answer may lie in the socket for as long as we are stopped
         row = await self._ledger.look_up(event.event_id)
+        crash.point("delivery.looked_up")
         if row is not None and isinstance(row.value, m.Outcome):
             metrics.DEDUPED.labels(row.value.state).inc()
             return await self._known(row.value)
@@ -214,11 +218,13 @@ class Delivery:
             trial.began = time.monotonic()
             return SmtpResult(phase=Phase.CONNECT, fault=Fault.SIMULATED_DOWNTIME)
         connection, token = await self._pool.acquire(), None
+        crash.point("delivery.connected")
         try:
             if isinstance(connection, SmtpConnection):
                 token = await self._token(trial, event)
                 if token is None:
                     return Later(random.uniform(*_REFUSED_S))
+                crash.point("delivery.token_taken")
                 if not self._pool.serves(connection):  # it died of age while it waited
                     self._pool.release(connection)
                     connection = await self._pool.acquire()
@@ -235,7 +241,9 @@ class Delivery:
                 return Later(0.0)
             self._path.begun(trial.leave)
             aged = not connection.fresh
+            crash.point("delivery.cleared")
             result = await self._send_on(connection, mail, trial.lease)
+            crash.point("delivery.answered")
         finally:
             if isinstance(connection, SmtpConnection):
                 self._pool.release(connection)
@@ -260,9 +268,12 @@ class Delivery:
 
     async def _send_on(self, connection: SmtpConnection, mail: Mail, lease: Lease) -> SmtpResult:
         """Once the dot is out, only its reply tells what happened: not even a shutdown cuts that wait short."""
-        sending = asyncio.ensure_future(
-            connection.send(mail, self._composer.envelope_from, before_dot=lambda: lease.valid)
-        )
+
+        def before_dot() -> bool:
+            crash.point("delivery.before_dot")
+            return lease.valid
+
+        sending = asyncio.ensure_future(connection.send(mail, self._composer.envelope_from, before_dot=before_dot))
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:

@@ -26,6 +26,7 @@ from nats.aio.msg import Msg
 
 from contracts import control as c
 from contracts import subjects as s
+from contracts.runtime import crash
 from contracts.runtime.broker import ApiError, Broker, Unavailable
 from contracts.runtime.clock import BrokerClock
 from email_svc import metrics
@@ -185,6 +186,7 @@ class Path:
                 await self._read()
                 return 0.0 if self._fresh else 0.1  # free from here on, or once the record can be read
             case "go":
+                crash.point("leave.granted")
                 # As old as its ask: an answer may have waited for a process that was frozen.
                 return Leave(kind="permit", epoch=answer.record.epoch, nonce=nonce, given_at=self._sent_at)
             case "again":
@@ -272,6 +274,7 @@ class Path:
         blame = c.Blame(event_id=event_id, verdict=verdict)
         successes = self._take_successes() if of_now else 0
         await self._report(c.Report(epoch=leave.epoch, successes=successes, blame=blame))
+        crash.point("leave.blamed")
 
     async def probed(self, leave: Leave, *, works: bool | None, verdict: str) -> None:
         """What came of a permit; None: no attempt was made, or it says nothing, and the permit goes back."""
@@ -305,6 +308,7 @@ class Path:
             try:
                 raw = await self._broker.request(subject, result, timeout_s=_ASK_TIMEOUT_S)
                 answer = c.ANSWER.decode(raw.data)
+                crash.point("leave.told")
                 self._adopt(answer.record, answer.revision)
                 return
             except (Unavailable, msgspec.DecodeError):

@@ -14,6 +14,7 @@ import structlog
 from contracts import messages as m
 from contracts import semconv
 from contracts import subjects as s
+from contracts.runtime import crash
 from contracts.runtime.broker import Broker, Conflict
 from email_svc import metrics
 
@@ -64,6 +65,7 @@ class Ledger:
             holds = m.OUTCOME.decode(kept.data)
             if holds != outcome:
                 return holds
+        crash.point("ledger.outcome_written")
         if row is not None:
             await self.forget_attempts(outcome.event_id)
         return outcome
@@ -100,6 +102,7 @@ class Ledger:
     async def forget_attempts(self, event_id: str) -> None:
         """Removes the row of attempts: the outcome carries them."""
         await self._broker.purge(s.DELIVERIES, s.attempts(event_id))
+        crash.point("ledger.attempts_removed")
 
     async def pend(self, attempts: m.Attempts, row: Row | None) -> None:
         """Writes the attempts so far, against the row that `look_up` found.
@@ -114,6 +117,7 @@ class Ledger:
                 expect_last=0 if row is None else row.seq,
                 expect_on=s.delivery_rows(attempts.event_id),
             )
+        crash.point("ledger.attempts_written")
 
     async def bury(self, outcome: m.Outcome) -> bool:
         """Writes the dead letter of an outcome; again is the same. False: its user was erased, and it is gone again."""
@@ -129,6 +133,7 @@ class Ledger:
             requested_at=outcome.requested_at,
         )
         seq = await self._broker.store(s.dead_letter(outcome.event_id, outcome.state), m.DEAD_LETTER.encode(letter))
+        crash.point("ledger.letter_written")
         holds = await self._broker.last(s.DELIVERIES, s.outcome(outcome.event_id, "*"))
         if holds is not None and m.OUTCOME.decode(holds.data).state is m.State.ERASED:
             await self._broker.delete(s.DEAD_LETTERS, seq)
@@ -147,7 +152,9 @@ class Ledger:
             ttl_s=_QUARANTINE_S,
             headers={s.HEADER_REASON: printable, s.HEADER_SUBJECT: subject},
         )
+        crash.point("ledger.quarantined")
 
     async def erase_entry(self, sequence: int) -> None:
         """Takes the queue entry of an erased user out so that its bytes go too."""
         await self._broker.delete(s.WELCOME_EMAILS, sequence)
+        crash.point("ledger.entry_erased")

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 
 from contracts import subjects as s
 from contracts.messages import Codec, Wire
+from contracts.runtime import crash
 from contracts.runtime.broker import ApiError, Broker, Conflict, Unavailable
 from contracts.runtime.clock import BrokerClock
 from email_svc import metrics
@@ -140,11 +141,13 @@ class Limiter:
             now = self._clock.high()
             changed, tokens, next_due = self._take(record, now, n)
             if changed != record:
+                crash.point("limiter.before_write")
                 try:
                     await self._write(changed, revision)
                 except Conflict:
                     record, revision = await self._read()
                     continue
+                crash.point("limiter.written")
             return tokens, min(1.0, max(_AGAIN_S, next_due - now - limit.HORIZON_S))
 
     def _take(self, record: RateRecord, now: float, n: int) -> tuple[RateRecord, list[limit.Token], float]:
@@ -220,6 +223,7 @@ class Limiter:
                 return
             factor = limit.throttle(limit.recovered(record.factor, now - record.factor_at))
             await self._write(msgspec.structs.replace(record, factor=factor, factor_at=now), revision)
+            crash.point("limiter.throttled")
             log.warning("limiter.throttled", factor=round(factor, 3))
             metrics.THROTTLED.inc()
         except Conflict:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from contracts import subjects as s
+from contracts.runtime import crash
 from contracts.runtime.broker import ApiError, Broker, Unavailable
 from contracts.runtime.pull import Message, PullLoop
 from email_svc.delivery import Delivery
@@ -54,6 +55,7 @@ class Worker:
 
     async def handle(self, message: Message) -> None:
         """A message that the loop pulled."""
+        crash.point("worker.taken")
         leave = self._path.leave()
         if leave is None:  # it was under way while the path was closed off
             await message.nak(random.uniform(0.05, 0.25))
@@ -100,5 +102,6 @@ class Worker:
             await self._path.wait(self._idle_s)
             self._idle_s = min(2 * self._idle_s, _IDLE_S[1])
             return
+        crash.point("worker.probing")
         self._idle_s = _IDLE_S[0]
         await self._delivery.handle(message, leave)

@@ -24,6 +24,7 @@ from nats.aio.subscription import Subscription
 
 from contracts import control as c
 from contracts import subjects as s
+from contracts.runtime import crash
 from contracts.runtime.broker import NO_CONSUMER, ApiError, Broker, Conflict, Unavailable
 from contracts.runtime.clock import BrokerClock
 from user_svc import breaker, metrics
@@ -90,6 +91,7 @@ class Guard:
                 await self._broker.store(s.BREAKER_KEY, c.BREAKER.encode(first), expect_last=revision)
             except Conflict:
                 continue
+            crash.point("breaker.record_made")
 
     async def change(self, rule: Change, *, in_any_epoch: bool = False) -> tuple[c.BreakerRecord, int]:
         """Applies a rule by compare-and-set, again on conflict; the record then and its revision.
@@ -112,6 +114,7 @@ class Guard:
                 if record.epoch != epoch and not in_any_epoch:
                     return record, revision
             else:
+                crash.point("breaker.record_written")
                 self._saw(new)
                 return new, revision
         raise Unavailable("the breaker's record is being written by others", sent=False)
@@ -222,6 +225,7 @@ class Guard:
                     current, now, self._rules, reason=opening.reason, for_s=opening.for_s, surge=opening.surge
                 )
 
+            crash.point("breaker.opening")
             await self.change(rule)
 
     # --- operators -------------------------------------------------------------------------------------------------
@@ -297,10 +301,14 @@ class Guard:
             assert until is not None
             off_s = None if shown.paused_until is None else (shown.paused_until - until).total_seconds()
             if until > now and (off_s is None or off_s < -0.001 or off_s > 0.5):
+                crash.point("breaker.before_pause")
                 await self._pause(until)
+                crash.point("breaker.paused")
                 await self._show()
         elif shown.paused_until is not None and (shown.paused_until - now).total_seconds() > 1.0:
+            crash.point("breaker.before_end")
             await self._end_pause(record.epoch)
+            crash.point("breaker.end_set")
             await self._show()
 
     async def _pause(self, until: datetime) -> dict[str, Any]:

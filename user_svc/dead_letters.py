@@ -17,6 +17,7 @@ import structlog
 
 from contracts import messages as m
 from contracts import subjects as s
+from contracts.runtime import crash
 from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
 from user_svc import metrics
 from user_svc.store import living, walk
@@ -135,7 +136,9 @@ class DeadLetters:
                 if exc.in_flight:
                     raise
                 # asked for already, by a replay that was broken off
+            crash.point("replay.asked")
         await self._broker.delete(s.DEAD_LETTERS, found.seq)
+        crash.point("replay.letter_removed")
         return alive
 
     def start(self, replay: Replay, matching: int) -> bool:

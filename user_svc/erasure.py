@@ -18,6 +18,7 @@ import structlog
 
 from contracts import messages as m
 from contracts import subjects as s
+from contracts.runtime import crash
 from contracts.runtime.broker import Broker, Conflict
 
 log = structlog.get_logger()
@@ -49,8 +50,10 @@ async def erase(broker: Broker, user_id: str, *, email_deadline_s: float) -> Non
         event = s.event_in(subject, user_id)
         if s.split_event_id(event)[1] < covered:
             events.add(event)
+    crash.point("erasure.listed")
     for event in events:
         await _mark(broker, event, ttl_s=email_deadline_s + _DAY_S)
+    crash.point("erasure.marked")
     # Listed again: what a worker wrote before its event was marked is there by now, and after it nothing can be.
     rows = await broker.subjects(s.DELIVERIES, s.delivery_rows(f"{user_id}.*"))
     letters = await broker.subjects(s.DEAD_LETTERS, s.dead_letter(f"{user_id}.*", "*"))
@@ -58,9 +61,12 @@ async def erase(broker: Broker, user_id: str, *, email_deadline_s: float) -> Non
         for subject in subjects:
             if s.event_in(subject, user_id) in events and not subject.endswith(f".{m.State.ERASED}"):
                 await _delete_last(broker, stream, subject)
+                crash.point("erasure.row_removed")
     for stored in keys:
         await broker.delete(s.USERS, stored.seq)
+        crash.point("erasure.key_removed")
     await broker.delete(s.USERS, covered)
+    crash.point("erasure.done")
     log.info("user.erased", user_id=user_id, events=len(events))
 
 
@@ -83,6 +89,7 @@ async def _mark(broker: Broker, event: str, *, ttl_s: float) -> None:
         except Conflict:
             continue  # a worker wrote one in between
         if found is not None:
+            crash.point("erasure.marker_written")
             await broker.delete(s.DELIVERIES, found.seq)
         return
 

@@ -12,6 +12,7 @@ import structlog
 
 from contracts import messages as m
 from contracts import subjects as s
+from contracts.runtime import crash
 from contracts.runtime.broker import ApiError, Broker, Stored, StreamFull, Unavailable
 from contracts.runtime.process import BadStart
 from user_svc import metrics
@@ -58,10 +59,12 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
         return False
     if await broker.last(s.DELIVERIES, s.outcome(event, "*")) is not None:
         return False
+    crash.point("reconciler.found")
     if isinstance(asked, m.UserRegistered):
         await relay.publish(asked, key.seq, m.Why.REGISTRATION, key.time, key.headers)
     else:
         await relay.publish_again(asked, key.seq, key.time, key.headers)
+    crash.point("reconciler.republished")
     metrics.RECONCILED.inc()
     log.warning("reconciler.republished", event_id=event)
     return True

@@ -20,7 +20,7 @@ import structlog
 from contracts import messages as m
 from contracts import semconv
 from contracts import subjects as s
-from contracts.runtime import traces
+from contracts.runtime import crash, traces
 from contracts.runtime.broker import ApiError, Broker, Conflict, StreamFull, Unavailable
 from contracts.runtime.pull import Message, PullLoop
 from user_svc import metrics
@@ -48,9 +48,12 @@ class Relay:
 
     async def handle(self, message: Message) -> None:
         """One entry of the outbox: done and acked, or given back."""
+        crash.point("relay.taken")
         try:
             await self._do(message)
+            crash.point("relay.done")
             await message.ack()
+            crash.point("relay.acked")
             self.loop.credit *= 2
         except StreamFull:
             # One at a time until there is room; what waits is in the outbox, and sign-up goes on.
@@ -150,9 +153,11 @@ class Relay:
         kept = await living(self._broker, again.user_id, before=revision)
         if kept is None:
             await self._broker.delete(s.USERS, revision)
+            crash.point("relay.key_removed")
             log.info("relay.user_gone", user_id=again.user_id)
             return
         user, repeated = m.USER_REGISTERED.decode(kept.data), await self._headers_of_key(again.repeats)
+        crash.point("relay.user_read")
         await self.publish(user, revision, again.why, asked_at, headers, repeated)
 
     async def _headers_of_key(self, event_id: str) -> traces.Headers | None:

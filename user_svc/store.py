@@ -16,7 +16,7 @@ import msgspec
 
 from contracts import messages as m
 from contracts import subjects as s
-from contracts.runtime import traces
+from contracts.runtime import crash, traces
 from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
 from contracts.runtime.process import BadStart
 from user_svc.errors import EmailTaken, InvalidRequest, NotFound, TooManyResends, TryLater
@@ -106,6 +106,7 @@ class Store:
         )
         stored = await self._create(s.USERS, s.user_key(user_id), m.USER_REGISTERED.encode(record), deadline)
         if isinstance(stored, int):
+            crash.point("registration.written")
             return User(record, stored)
         if await self._erased(user_id, stored.seq, deadline):
             raise EraseUnderWay(user_id)
@@ -116,6 +117,7 @@ class Store:
 
     async def _claim(self, key_hash: str, payload: str, deadline: float) -> None:
         stored = await self._create(s.IDEMPOTENCY, s.idempotency_key(key_hash), payload.encode(), deadline)
+        crash.point("registration.key_claimed")
         if not isinstance(stored, int) and stored.data != payload.encode():
             raise InvalidRequest("The Idempotency-Key was used with another payload.")
 
@@ -187,6 +189,7 @@ class Store:
         for name in resend_nonces(now):
             stored = await self._create(s.USERS, s.again_key(user_id, name), m.WELCOME_AGAIN.encode(mine), deadline)
             if isinstance(stored, int):
+                crash.point("resend.written")
                 return s.event_id(user_id, stored)
             if m.WELCOME_AGAIN.decode(stored.data).nonce == mine.nonce:
                 return s.event_id(user_id, stored.seq)
@@ -219,6 +222,7 @@ class Store:
         """Writes the key that asks for the erasure. One that is there already does as well."""
         record = m.EraseUser(user_id=user_id, asked_at=now)
         await self._create(s.USERS, s.erase_key(user_id), m.ERASE_USER.encode(record), deadline)
+        crash.point("erasure.asked")
 
 
 class EraseUnderWay(Exception):

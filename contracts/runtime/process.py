@@ -11,7 +11,7 @@ import msgspec
 import structlog
 import uvloop
 
-from contracts.runtime import logs, settings, traces
+from contracts.runtime import crash, logs, settings, traces
 from contracts.runtime.broker import Broker, connect
 from contracts.runtime.lifecycle import PortTaken
 from contracts.runtime.login import Refused
@@ -27,7 +27,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=365 * 86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
-_PREFIXES = ("NATS_", "LOG_", "STREAM_", "METRICS_", "ADMIN_")
+_PREFIXES = ("NATS_", "LOG_", "STREAM_", "METRICS_", "ADMIN_", "CRASH_")
 _OTHERS = (
     *("NATS_PORT", "NATS_MONITORING_PORT", "NATS_STORE_DIR"),  # the local runner's
     *("NATS_USER_SVC_PASSWORD", "NATS_EMAIL_SVC_PASSWORD", "NATS_PROVISIONER_PASSWORD", "NATS_OPERATOR_PASSWORD"),
@@ -53,6 +53,8 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """No other word: a misspelt `production` would start with the development key."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] | None = None
+    crash_at: str | None = None
+    """Where the process is to die (contracts.runtime.crash); for tests."""
 
     @property
     def production(self) -> bool:
@@ -94,20 +96,25 @@ def run(
     *,
     prefixes: tuple[str, ...] = (),
     known: Collection[str] = (),
+    crash_points: Collection[str] = (),
 ) -> int:
     """Reads the settings, runs `main` on uvloop and returns its exit status; 78 for a start that no restart mends.
 
     Variables that begin with one of `prefixes` and are neither the service's nor `known` are warned about.
+    `crash_points` are those that CRASH_AT may name.
     """
     try:
         config = settings.read(kind, os.environ)
         check_urls(config)
+        crash.arm(config.crash_at, crash_points, production=config.production)
     except settings.SettingsError as exc:
         print(f"{service} cannot start:\n{exc}", file=sys.stderr)
         return BAD_START
     logs.configure(service=service, level=config.log_level, form=config.log_format)
     for name in settings.unknown(kind, os.environ, prefixes=(*_PREFIXES, *prefixes), known=(*_OTHERS, *known)):
         log.warning("settings.unknown_variable", variable=name)
+    if config.crash_at is not None:
+        log.warning("crash.armed", at=config.crash_at)
     try:
         with traces.exporting(service), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main(config))

@@ -25,8 +25,8 @@ FILES = {name: yaml.safe_load((ROOT / name).read_text()) for name in ("compose.y
 SERVICES = [(file, name) for file, content in FILES.items() for name in content["services"]]
 
 BY_THE_IMAGE = {"HTTP_HOST"}
-NOT_IN_A_CONTAINER = {"EMAIL_TEMPLATES_DIR", "NATS_CREDS", "NATS_TLS_CA"}
-"""Paths: whoever wants them mounts the file too, and writes the variable there."""
+NOT_IN_A_CONTAINER = {"EMAIL_TEMPLATES_DIR", "NATS_CREDS", "NATS_TLS_CA", "CRASH_AT"}
+"""Paths: whoever wants them mounts the file too, and writes the variable there. And what is for tests alone."""
 IN_PRODUCTION = {"ENVIRONMENT", "NATS_DURABILITY", "STREAM_REPLICAS"}
 """One machine for development has one broker, as it comes."""
 
