@@ -42,8 +42,7 @@ class Stop:
         await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
         if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+            await cancelled(task)
             return None
         return await task
 
