@@ -88,7 +88,7 @@ class Drill:
     async def _beside(
         self, stack: Stack, load: Load, faults: Faults, breaker: collect.BreakerLog
     ) -> AsyncIterator[None]:
-        """What runs along: the supervisor, the ear for the breaker, the progress, and whether this process itself runs."""
+        """What runs along: the supervisor, the ear for the breaker, the progress, the pulse of this process itself."""
         progress = report.Progress()
 
         async def show() -> None:

@@ -33,6 +33,8 @@ class Load:
         self._rng = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = 0
+        self._failures: list[BaseException] = []
+        """Of the drill's own code: no answer and no silence raises."""
 
     async def run(self, seconds: float) -> None:
         """The load; what it has begun it brings to its end, and some of it takes until all is mended."""
@@ -44,9 +46,11 @@ class Load:
             await asyncio.sleep(0.01)
 
     async def finish(self) -> None:
-        """Waits for the last client, and closes."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
+        """Waits for the last client."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for failure in self._failures:
+            raise failure
 
     def stop(self) -> None:
         """At once."""
@@ -58,7 +62,12 @@ class Load:
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failures.append(failure)
 
     async def _client(self, n: int) -> None:
         rng = random.Random(self._rng.getrandbits(64))
