@@ -20,6 +20,7 @@ import uvloop
 
 from tests.drill import collect, report
 from tests.drill.checker import check, excused
+from tests.drill.evidence import Violation
 from tests.drill.faults import Faults
 from tests.drill.history import History
 from tests.drill.load import Load
@@ -147,9 +148,10 @@ class Drill:
             keys=tuple(keys),
             rows=(*in_outbox, *rows),
             changes=tuple(breaker.changes),
-            faults=tuple(collect.faults(stack, faults.done, rows)),
+            faults=tuple(sorted(faults.done, key=lambda fault: fault.began)),
             books=await collect.counters(stack),
             quarantined=quarantined,
+            brokers=len(stack.brokers),
             deaf=tuple(breaker.deaf),
             stood_still_s=self.stood_still_s,
         )
@@ -172,7 +174,7 @@ def main() -> int:
         print(f"\nthe drill itself failed; its logs are in {folder}, repeat with --seed {seed}", file=sys.stderr)
         raise
     (folder / "history.json").write_bytes(msgspec.json.encode(history))
-    violations = [(violation.law, violation.text) for violation in check(history)]
+    violations = [(violation.law, _told(violation)) for violation in check(history)]
     violations += [("drill", text) for text in complaints]
     found = {"seed": seed} | report.summary(
         history, violations, excused(history), seconds=time.monotonic() - drill.began
@@ -191,6 +193,11 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     print("not one law was broken" if not violations else f"{len(violations)} violations", flush=True)
     return 1 if violations else 0
+
+
+def _told(violation: Violation) -> str:
+    about = (("event", violation.event), ("user", violation.user), ("at", violation.at))
+    return ", ".join([violation.what, *(f"{name} {value}" for name, value in about if value is not None)])
 
 
 if __name__ == "__main__":

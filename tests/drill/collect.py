@@ -7,7 +7,6 @@ the services' API: what the services say about themselves is in `Books`, to be c
 import asyncio
 import contextlib
 import time
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +19,7 @@ from contracts import control as c
 from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Stored, Unavailable
-from tests.drill.history import Books, Change, Fault, Key, Reply, Row, Transaction
+from tests.drill.history import Books, Change, Key, Reply, Row, Transaction
 from tests.drill.plan import EMAILS
 from tests.drill.proxy import Link
 from tests.drill.stack import Stack
@@ -208,23 +207,6 @@ async def rows(broker: Broker) -> tuple[list[Row], int]:
 
 def _reply(attempt: m.Attempt) -> Reply | None:
     return None if attempt.code is None else Reply(phase=attempt.phase, code=attempt.code, text=attempt.text)
-
-
-def faults(stack: Stack, done: list[Fault], rows: list[Row]) -> list[Fault]:
-    """What was broken, by its beginning. A purge lasts until the last of what was purged has its outcome."""
-    ended = {row.event_id: row.stored_at for row in rows if row.place in ("sent", "dead", "expired", "erased")}
-
-    def until(fault: Fault) -> float:
-        lost = [
-            ended.get(".".join(subject.split(".")[-2:]), 0.0)
-            for at, subjects in stack.purged
-            if fault.began <= at <= fault.ended
-            for subject in subjects
-        ]
-        return max(fault.ended, *lost, 0.0)
-
-    seen = [replace(fault, ended=until(fault)) if fault.kind == "purge" else fault for fault in done]
-    return sorted(seen, key=lambda fault: fault.began)
 
 
 def transactions(stack: Stack) -> list[Transaction]:

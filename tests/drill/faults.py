@@ -178,15 +178,12 @@ async def breaker_open(stack: Stack, step: Step, rng: random.Random) -> None:
 
 async def purge(stack: Stack, step: Step, rng: random.Random) -> None:
     """Somebody empties the queue."""
-    queue = await stack.api(f"STREAM.INFO.{s.WELCOME_EMAILS}", {"subjects_filter": ">"})
-    stack.purged.append((time.monotonic(), tuple(queue["state"].get("subjects") or ())))
     await stack.api(f"STREAM.PURGE.{s.WELCOME_EMAILS}")
 
 
 async def consumer_deleted(stack: Stack, step: Step, rng: random.Random) -> None:
     """Somebody deletes the queue's consumer under the running workers."""
     await stack.api(f"CONSUMER.DELETE.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
-    await eventually(lambda: stack.api(f"CONSUMER.INFO.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}"), within_s=60)
 
 
 async def downtime(stack: Stack, step: Step, rng: random.Random) -> None:

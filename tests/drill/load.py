@@ -85,6 +85,9 @@ class Load:
         await asyncio.sleep(rng.uniform(0, 2))
         if what < 0.04:
             await self._until(rng, lambda: self._about("erase", user_id, email), lambda status: status in (204, 404))
+            if rng.random() < 0.5:  # he has thought better of it
+                anew = f'"anew-{n}"'
+                await self._until(rng, lambda: self._register(n, email, anew), lambda status: status in (201, 409))
         elif what < 0.07:
             await self._until(
                 rng, lambda: self._about("resend", user_id, email), lambda status: status in (202, 404, 429)

@@ -42,7 +42,7 @@ def recoveries(history: History) -> list[tuple[float, str]]:
     mails = sorted(t.accepted_at for t in history.transactions if t.accepted_at is not None)
     created = sorted(call.ended for call in history.calls if call.kind == "register" and call.status == 201)
     found = []
-    for began, fault in _times(fault for fault in history.faults if fault.kind != "purge"):
+    for began, fault in _times(history.faults):
         after = [next((at for at in times if at >= fault.ended), None) for times in (mails, created)]
         if began < max(created, default=0.0) and None not in after:
             back = max(at for at in after if at is not None)

@@ -58,8 +58,6 @@ class Stack:
         self.direct: Broker
         """A connection of the drill's own, past the gates."""
         self.ended_by_themselves: list[str] = []
-        self.purged: list[tuple[float, tuple[str, ...]]] = []
-        """When the queue was purged, and of what (its subjects)."""
         self.stopping: set[str] = set()
         """Services that are down because somebody wants so."""
 
@@ -163,12 +161,12 @@ class Stack:
                         return answer
                 await asyncio.sleep(0.1)
 
-    async def api(self, call: str, body: dict[str, Any] | None = None, *, within_s: float = 60.0) -> Any:
+    async def api(self, call: str, *, within_s: float = 60.0) -> Any:
         """One call of JetStream's API, past the gates, until it is answered; None: no such stream or consumer."""
         async with asyncio.timeout(within_s):
             while True:
                 try:
-                    return await self.direct.api(call, body, timeout_s=1)
+                    return await self.direct.api(call, timeout_s=1)
                 except Unavailable:
                     await asyncio.sleep(0.1)
                 except ApiError as exc:
