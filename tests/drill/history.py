@@ -132,7 +132,7 @@ class Fault:
     kind, as far as laws ask for it:
         kill, restart, leader_kill, freeze       of the process `target`: "broker", or a replica ("email_svc-2")
         cut, black_hole, half_open, delay        of the link `target`: "email_svc-2~broker", "email_svc~smtp"
-        purge, consumer_deleted                  of the queue; until what was lost can be seen to be there again
+        purge, consumer_deleted                  of the queue; the moment of it
         breaker_open, queue_full                 an operator opens the breaker, and closes it
         replay                                   an operator has dead letters sent again
     What a cut link had swallowed must never come out later; a delayed one hands on everything, `delay_s` late.
@@ -189,6 +189,8 @@ class History:
     """Messages that the drill itself put into the queue and that are no events."""
     owners: tuple[str, ...] = ("user_svc", "user_svc-2")
     """The replicas of user_svc."""
+    brokers: int = 1
+    """3: a cluster."""
     deaf: tuple[tuple[float, float], ...] = ()
     """From when until when broadcasts of the breaker may have been missed: from the loss of the connection until the
     record was read again (that reading is a Change too, at the broker's time of the record, or when it was read)."""
