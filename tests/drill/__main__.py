@@ -7,6 +7,7 @@ logs -> check -> say what was found. Exit status 0: no law was broken. 1: one wa
 import argparse
 import asyncio
 import contextlib
+import logging
 import random
 import shutil
 import sys
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import structlog
 import uvloop
 
 from tests.drill import collect, report
@@ -163,6 +165,7 @@ def main() -> int:
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     folder = Path(tempfile.mkdtemp(prefix="mailflow-drill-"))
     print(f"drill with seed {seed}, for {arguments.minutes:g} min, in {folder}", flush=True)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     drill = Drill(arguments, seed, folder)
     try:
         history, complaints = uvloop.run(drill.run())

@@ -3,8 +3,8 @@
 of 100   88 send an Idempotency-Key and repeat until the 201 is there
           8 send none, and repeat all the same: the second answer may be a 409 for their own registration
           4 give up after a fraction of a second and never learn what became of it
-and of those with a 201, some are erased, some have the mail sent again, and some addresses are registered once
-more, in another spelling, which is a 409.
+and of those with a 201, some are erased (half of these register anew), some have the mail sent again, and some
+addresses are registered once more, in another spelling, which is a 409.
 """
 
 import asyncio
