@@ -7,6 +7,14 @@
     faults    what was broken, when, and until when                                       -> Fault
 
 `at`, `began`, `ended` and the like are monotonic seconds of the host that ran the drill: one clock for all of them.
+What the broker or a service wrote down in wall-clock time is converted, all of it with one and the same offset.
+
+The judges are in tests.drill.checker:
+
+    check(history)    -> list[Violation]     every law that was broken, where; empty: a good drill
+    excused(history)  -> dict[str, int]      second copies that section 6 of the design allows, by excuse
+
+A fact that is left out (a worker None, a time 0) is never an excuse: the checker then takes the strict side.
 """
 
 from dataclasses import dataclass, field
@@ -25,6 +33,8 @@ class Call:
     user_id: str | None = None
     """register: as answered. Else: whom it was about."""
     key: str | None = None
+    event_id: str | None = None
+    """resend: as answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +51,8 @@ class Transaction:
     """One MAIL command and what followed. `accepted_at`: the mail was taken, whether or not the client heard of it.
 
     worker: the email_svc replica (by the port its connection came from); None: not known.
-    told: the 250 was written in full to a connection that was still open.
+    rcpt: as it was named, whether or not it was taken; empty: it did not come to that.
+    told: the 250 was written in full to a connection that was still open, and went through the gate.
     """
 
     worker: str | None
@@ -51,6 +62,9 @@ class Transaction:
     accepted_at: float | None = None
     told: bool = False
     replies: tuple[Reply, ...] = ()
+    """One a phase, MAIL's included; the phases are mail, rcpt, data, dot."""
+    ended: float = 0.0
+    """When the reply to the dot was written, or the connection lost; 0: not known, then `accepted_at` stands for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +76,10 @@ class Key:
     kind: Literal["u", "again"]
     email: str
     """Of the user's record; empty if there is none (an `again` key that the relay has yet to remove)."""
+    at: float = 0.0
+    """The broker's time of its write."""
+    replays: str = ""
+    """`again` of a replay: the event that it repeats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +101,23 @@ class Row:
     """How many attempts there were, those left out of the history included."""
     counted: int = 0
     """How many of them were charged to the message's budget."""
+    attempted_at: tuple[float, ...] = ()
+    """When, as the worker wrote it down; beside `attempts`."""
     requested_at: float = 0.0
+    """Outcome: as it says itself."""
     at: float = 0.0
-    """Of the outcome."""
+    """Of the outcome, as it says itself: when it was decided."""
+    stored_at: float = 0.0
+    """The broker's time of this row. Without it an outcome's write has no end, and excuses nothing later than `at`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """The breaker's record as it was broadcast. `until`: end of the opening (None: not open, or until further notice);
-    `issued`: permits granted in this round so far."""
+    """The breaker's record as it was broadcast, each write of it. `until`: end of the opening (None: not open, or until
+    further notice); `issued`: permits granted in this round so far. The first one is what was there at the start."""
 
     at: float
+    """The broker's time of the write (the broadcast carries it), not when it was heard."""
     epoch: int
     state: Literal["closed", "open", "half_open"]
     until: float | None = None
@@ -103,13 +127,22 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something that was broken. target: "broker", a replica's name ("email_svc", "email_svc-2"), "smtp", or a cut
-    between two: "email_svc~broker". `ended`: when it was mended (a kill: when the process was ready again)."""
+    """Something that was broken. `ended`: when it was mended (a kill: when the process was ready again).
+
+    kind, as far as laws ask for it:
+        kill, restart, leader_kill, freeze       of the process `target`: "broker", or a replica ("email_svc-2")
+        cut, black_hole, half_open, delay        of the link `target`: "email_svc-2~broker", "email_svc~smtp"
+        purge, consumer_deleted                  of the queue; the moment of it
+        breaker_open, queue_full                 an operator opens the breaker, and closes it
+        replay                                   an operator has dead letters sent again
+    What a cut link had swallowed must never come out later; a delayed one hands on everything, `delay_s` late.
+    """
 
     kind: str
     target: str
     began: float
     ended: float
+    delay_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +155,7 @@ class Books:
     sent: int
     dead: int
     expired: int
+    erasing: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,5 +185,14 @@ class History:
     faults: tuple[Fault, ...] = ()
     books: Books = field(default_factory=lambda: Books(live=0, outbox=0, queue=0, sent=0, dead=0, expired=0))
     quarantined: int = 0
+    planted: int = 0
+    """Messages that the drill itself put into the queue and that are no events."""
+    owners: tuple[str, ...] = ("user_svc", "user_svc-2")
+    """The replicas of user_svc."""
+    brokers: int = 1
+    """3: a cluster."""
+    deaf: tuple[tuple[float, float], ...] = ()
+    """From when until when broadcasts of the breaker may have been missed: from the loss of the connection until the
+    record was read again (that reading is a Change too, at the broker's time of the record, or when it was read)."""
     stood_still_s: float = 0.0
     """The longest time that the drill's own process, and with it the SMTP server, did not get to look."""

@@ -92,6 +92,14 @@ class Transaction:
     accepted: bool = False
     accepted_at: float | None = None
     """Monotonic."""
+    asked_for: str = ""
+    """The last recipient that was named, whether or not it was taken."""
+    replies: list[tuple[Phase, int, str]] = field(default_factory=list)
+    """What it was told, phase by phase; code 0: nothing (silence, reset, dropped, garbage)."""
+    told: int | None = None
+    """How many bytes the connection had been sent when the 2xx to the dot was out; None: it never was."""
+    ended_at: float | None = None
+    """Monotonic: the reply to the dot was written, or the connection was over; None: given up before."""
 
     @property
     def rcpt(self) -> str:
@@ -115,6 +123,7 @@ class SmtpServer:
         tls: a context for `tls_mode`: "implicit" from the first byte, "starttls" after the command.
         credentials: offers AUTH, and takes this user and password only.
         auth_methods: what EHLO names.
+        bodies: False keeps only the headers of a mail, for those that send very many.
     """
 
     def __init__(
@@ -125,6 +134,7 @@ class SmtpServer:
         tls_mode: Literal["implicit", "starttls"] = "starttls",
         credentials: tuple[str, str] | None = None,
         auth_methods: str = "PLAIN LOGIN",
+        bodies: bool = True,
     ) -> None:
         self.host = "127.0.0.1"
         self.port = port
@@ -132,10 +142,13 @@ class SmtpServer:
         self.tls_mode = tls_mode
         self.credentials = credentials
         self.auth_methods = auth_methods
+        self.bodies = bodies
         self.connections: list[Session] = []
         """All there ever were; the index is the number in `Transaction.connection`."""
         self.transactions: list[Transaction] = []
         """One for every MAIL that got a 250."""
+        self.begun: list[Transaction] = []
+        """One for every MAIL, whatever the answer."""
         self.accepted: list[Transaction] = []
         """Those taken after the dot, in the order of taking, whether or not the client came to hear of it."""
         self.mails_begun: list[float] = []
@@ -205,6 +218,7 @@ class SmtpServer:
             pass  # the client went, or the test is over: nobody waits for this task
         finally:
             session.closed_at = time.monotonic()
+            session.over()
             self._tasks.discard(task)
             writer.close()  # and no wait_closed(): up to Python 3.11 it never ends after a failed handshake
 
@@ -222,6 +236,9 @@ class Session:
         self._socket: socket.socket = writer.get_extra_info("socket")
         self.opened_at = time.monotonic()
         self.closed_at: float | None = None
+        self.peer_port: int = writer.get_extra_info("peername")[1]
+        self.sent_bytes = 0
+        """Given to the transport, before any TLS."""
         self.commands: list[str] = []
         """Every command line as it came."""
         self.secure = server.tls is not None and server.tls_mode == "implicit"
@@ -243,6 +260,10 @@ class Session:
     @property
     def open(self) -> bool:
         return self.closed_at is None
+
+    def over(self) -> None:
+        """The transaction, if there is one, has ended."""
+        self._now.ended_at = time.monotonic()
 
     @property
     def verbs(self) -> list[str]:
@@ -303,6 +324,7 @@ class Session:
         self._now = self._nothing()
         self._now.mail_from = _between_angles(argument)
         self.server.mails_begun.append(self._now.mail_at)
+        self.server.begun.append(self._now)
         if self.server.credentials is not None and not self.authenticated:
             return await self._say(530, "5.7.0 authentication required")
         if await self._answer("mail", 250, "2.1.0 ok"):
@@ -315,6 +337,7 @@ class Session:
         if not self._now.mail_from:
             return await self._say(503, "5.5.1 MAIL first")
         self._now.rcpts.append(_between_angles(argument))
+        self._now.asked_for = self._now.rcpt
         if not await self._answer("rcpt", 250, "2.1.5 ok"):
             self._now.rcpts.pop()
         return None
@@ -327,8 +350,10 @@ class Session:
         lines = []
         while (line := await self.reader.readuntil(b"\r\n")) != b".\r\n":
             lines.append(line[1:] if line.startswith(b".") else line)
-        self._now.content = b"".join(lines)
+        content = b"".join(lines)
+        self._now.content = content if self.server.bodies else content.partition(b"\r\n\r\n")[0]
         await self._answer("dot", 250, "2.0.0 queued")
+        self.over()
         self._now = self._nothing()
         return None
 
@@ -345,13 +370,17 @@ class Session:
 
     async def _answer(self, phase: Phase, code: int, text: str) -> bool:
         """Do what the script says, or answer as usual. Whether the client may go on to the next phase."""
-        usual = code
-        match self.server.script(phase, self._now):
+        usual, now = code, self._now
+        action = self.server.script(phase, now)
+        now.replies.append((phase, code, text) if isinstance(action, Late | None) else (phase, 0, ""))
+        match action:
             case Reply(code=code, text=text, delay_s=delay_s):
+                now.replies[-1] = (phase, code, text)
                 await asyncio.sleep(delay_s)
             case Late(delay_s=delay_s):
                 self._take(phase, code)
                 await self._say(code, text, after_s=delay_s)
+                self._tell(phase, now)
                 return True
             case Silence(accept=accept):
                 self._take(phase, code if accept else 0)
@@ -369,13 +398,14 @@ class Session:
                 self._take(phase, code if accept else 0)
                 raise _Gone
             case Raw(data=data):
-                self.writer.write(data)
+                self._write(data)
                 await self.writer.drain()
                 return False
             case None:
                 pass
         self._take(phase, code)
         await self._say(code, text)
+        self._tell(phase, now)
         if code == 421:
             raise _Gone
         return code // 100 == usual // 100
@@ -385,11 +415,19 @@ class Session:
             self._now.accepted, self._now.accepted_at = True, time.monotonic()
             self.server.accepted.append(self._now)
 
+    def _tell(self, phase: Phase, now: Transaction) -> None:
+        if phase == "dot" and now.accepted and not self.writer.transport.is_closing():
+            now.told = self.sent_bytes
+
+    def _write(self, data: bytes) -> None:
+        self.writer.write(data)
+        self.sent_bytes += len(data)
+
     async def _say(self, code: int, text: str, *, after_s: float = 0.0) -> None:
         await asyncio.sleep(after_s)
         *first, last = text.split("\n")
         lines = [*(f"{code}-{line}\r\n" for line in first), f"{code} {last}\r\n"]
-        self.writer.write("".join(lines).encode("utf-8", "surrogateescape"))
+        self._write("".join(lines).encode("utf-8", "surrogateescape"))
         await self.writer.drain()
 
     async def _challenge(self, text: str) -> str:
