@@ -177,7 +177,7 @@ def _end(seen: Evidence, event: str, row: Row) -> Iterator[str]:
                 yield f"dead after {row.counted} charged attempts, the last one {last or 'none'}"
     if row.place in ("dead", "expired"):
         for mail in seen.mails.get(event, ()):
-            if mail.began <= row.at and excuse(seen, mail, row.at) is None:
+            if excuse(seen, mail, max(row.at, mail.began), stored=row.stored_at or row.at) is None:
                 yield f"{row.place}, though the SMTP server took it"
 
 

@@ -116,7 +116,7 @@ class Draft:
     ) -> None:
         """`tries`: verdict, answer and time of each attempt; the outcome comes with the last."""
         asked_at = next((key.at for key in self.keys if key.event_id == event), 0.0)
-        at = tries[-1][2] if tries else 0.0
+        at = more.get("at", tries[-1][2] if tries else 0.0)
         fields = {"requested_at": asked_at, "at": at, "stored_at": at + 0.0625} | more
         verdicts, attempts, times = zip(*tries, strict=True) if tries else ((), (), ())
         self.rows.append(
@@ -161,6 +161,23 @@ def of(event: str, place: str | None = None) -> Callable[[Any], bool]:
 def mail(event: str) -> Callable[[Transaction], bool]:
     """Mails of an event."""
     return lambda transaction: event_in(transaction.message_id or "") == event
+
+
+def calls(user: str, kind: str, status: int | None = 201) -> Callable[[Call], bool]:
+    """Calls of that kind and answer."""
+    return lambda call: (call.email, call.kind, call.status) == (address(user), kind, status)
+
+
+def vanish(d: Draft, event: str) -> None:
+    """Key, rows and mails of an event: as if it had never been."""
+    drop(d.keys, of(event))
+    drop(d.rows, of(event))
+    drop(d.transactions, mail(event))
+
+
+def fault(d: Draft, kind: str, target: str, began: float, ended: float | None = None, **more: float) -> None:
+    """A moment, or as long as told."""
+    d.faults.append(Fault(kind=kind, target=target, began=began, ended=began if ended is None else ended, **more))
 
 
 def good() -> Draft:

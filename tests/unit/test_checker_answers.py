@@ -1,0 +1,367 @@
+"""The drill's checker on what clients were told: who is taken, who is there, and who is erased."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.drill.checker import check
+from tests.drill.evidence import Evidence
+from tests.drill.history import Call, Fault, Key, Row, Transaction
+from tests.drill.planted import Case, Cases
+from tests.drill.sample import SILENCE, TAKEN, Draft, address, calls, drop, edit, good, mail, of
+
+CASES = Cases()
+breaks, allows, edge = CASES.breaks, CASES.allows, CASES.edge
+
+
+@breaks("truth: one address, several ids [ada]")
+def another_id_for_the_same_address(d: Draft) -> None:
+    edit(d.calls, calls("ada", "register"), key="key-ada")
+    d.call("register", "ada", 3.0, 201, key="key-ada", user_id="abe")
+
+
+@breaks("truth: one address, several ids [ada]")
+def another_id_for_another_spelling(d: Draft) -> None:
+    d.call("register", "ada", 3.0, 201, key="key-ada", user_id="abe", email="Ada@EXAMPLE.com")
+
+
+@breaks("truth: one address, several ids", "lost: a 201 without its key at 50.250")
+def registration_without_an_id(d: Draft) -> None:
+    d.call("register", "new", 50.0, 201, user_id=None)
+
+
+@breaks("truth: one id, several addresses [ada]")
+def one_id_for_two_addresses(d: Draft) -> None:
+    d.call("register", "abe", 3.0, 201, user_id="ada")
+
+
+@breaks(
+    "truth: a record under another id than was told [abe.20]",
+    "ledger: a gap of 1",
+    "lost: nowhere: neither pending nor ended [abe.20]",
+)
+def record_under_another_id(d: Draft) -> None:
+    d.key("abe.20", 3.0)
+    edit(d.keys, of("abe.20"), email=address("ada"))
+
+
+@breaks("truth: two registrations of one address, and no erasure between them [ada] at 3.250")
+def registered_twice(d: Draft) -> None:
+    d.call("register", "ada", 3.0, 201, key="other")
+
+
+@breaks("truth: two registrations of one address, and no erasure between them [ada] at 3.250")
+def registered_twice_without_keys(d: Draft) -> None:
+    edit(d.calls, calls("ada", "register"), key=None)
+    d.call("register", "ada", 3.0, 201)
+
+
+@allows
+def repeated_with_its_key(d: Draft) -> None:
+    d.call("register", "ada", 3.0, 201, key="key-ada")
+
+
+@breaks("truth: two registrations of one address, and no erasure between them [ivy] at 36.250")
+def one_erasure_makes_room_for_one(d: Draft) -> None:
+    edit(d.calls, lambda c: c.email == address("ivy") and c.began == 33.0, key="other")
+    d.call("register", "ivy", 36.0, 201, key="third")
+
+
+@allows
+def two_erasures_make_room_for_two(d: Draft) -> None:
+    edit(d.calls, lambda c: c.email == address("ivy") and c.began == 33.0, key="other")
+    d.call("erase", "ivy", 32.5, 503)
+    d.call("register", "ivy", 36.0, 201, key="third")
+
+
+@edge("truth", last=1.0 - 5.25 + 0.001, first=1.0 - 5.25)
+def erasure_came_before_both(d: Draft, at: float) -> None:
+    d.call("erase", "ada", at, None)
+    d.call("register", "ada", 3.0, 201, key="other")
+
+
+@edge("truth", last=3.25 - 0.001, first=3.25)
+def erasure_came_after_both(d: Draft, at: float) -> None:
+    d.call("erase", "ada", at, None)
+    d.call("register", "ada", 3.0, 201, key="other")
+
+
+@edge("truth", last=10.0, first=10.001)  # when what held up the erasure began: it is over at 20 + 5
+def erasure_was_held_up(d: Draft, at: float) -> None:
+    d.call("erase", "ada", 4.75, None)
+    d.faults.append(Fault(kind="freeze", target="user_svc-2", began=at, ended=20.0))
+    edit(d.calls, calls("ada", "register"), began=24.75, ended=25.0)
+    d.call("register", "ada", 26.0, 201, key="other")
+    drop(d.transactions, mail("ada.1"))
+    edit(d.keys, of("ada.1"), at=0.0)
+    edit(d.rows, of("ada.1"), place="expired", at=200.0, attempts=(), verdicts=(), attempted_at=(), total=0)
+    d.letter("ada.1", "expired")
+
+
+@pytest.mark.parametrize(
+    ("target", "ended", "late"),
+    [
+        ("broker", 4.0, True),
+        ("client~user_svc", 4.0, True),
+        ("user_svc~broker", 4.0, True),
+        ("user_svc-2", 4.0, True),
+        ("user_svc-2", 3.999, False),
+        ("email_svc", 4.0, False),
+        ("email_svc~broker", 4.0, False),
+        ("smtp", 4.0, False),
+    ],
+)
+def test_what_holds_up_a_call(target: str, ended: float, late: bool) -> None:
+    """An erasure without an answer, begun at 4, may come about until 9.25; with a fault on its way it is later."""
+    d = good()
+    d.call("erase", "gus", 4.0, None)
+    d.faults.append(Fault(kind="cut", target=target, began=0.0, ended=ended))
+    assert_late(d, 9.25)
+    d.faults[-1] = replace(d.faults[-1], ended=30.0 if ended == 4.0 else ended)
+    assert_late(d, 35.0 if late else 9.25)
+
+
+def assert_late(d: Draft, until: float) -> None:
+    seen = Evidence(d.history())
+    assert seen.latest(next(c for c in d.calls if c.kind == "erase" and c.status is None)) == until
+
+
+@breaks("truth: 409, but nobody can have the address at 50.250")
+def conflict_with_nobody(d: Draft) -> None:
+    d.call("register", "new", 50.0, 409)
+
+
+@breaks("truth: 409, but nobody can have the address at 3.750")
+def conflict_with_ones_own_key(d: Draft) -> None:
+    d.call("register", "bob", 3.5, 409, key="key-bob")
+
+
+@allows
+def conflict_with_ones_own_lost_call(d: Draft) -> None:
+    d.call("register", "zoe", 49.0, None)
+    d.call("register", "zoe", 50.0, 409)
+
+
+@edge("truth", last=50.25 - 0.001, first=50.25)
+def conflict_with_who_came_later(d: Draft, at: float) -> None:
+    d.call("register", "zoe", 50.0, 409)
+    d.call("register", "zoe", at, None)
+
+
+@breaks("truth: 409, but nobody can have the address at 12.500")
+def conflict_with_the_erased(d: Draft) -> None:
+    d.call("register", "dan", 12.25, 409)
+
+
+@edge("truth", last=11.25, first=11.251)  # when a 409 begins, while or after the 204 is answered
+def conflict_while_erasing(d: Draft, at: float) -> None:
+    d.call("register", "dan", at, 409)
+    drop(d.calls, calls("dan", "erase", 404))
+
+
+@edge("truth", last=11.0, first=11.0 - 0.001)  # the erased may have been registered as late as the erasure began
+def conflict_with_who_overtook_the_erasure(d: Draft, ended: float) -> None:
+    edit(d.calls, calls("dan", "register"), ended=ended)
+    d.call("register", "dan", 14.0, 409)
+    drop(d.calls, calls("dan", "erase", 404))
+
+
+@breaks("truth: 409, but nobody can have the address at 14.250")
+def conflict_with_who_is_known_to_be_gone(d: Draft) -> None:
+    edit(d.calls, calls("dan", "erase", 204), status=None)
+    d.call("register", "dan", 14.0, 409)
+
+
+@breaks("truth: 404, but the user is there [ada] at 3.250")
+def erase_404_of_who_is_there(d: Draft) -> None:
+    d.call("erase", "ada", 3.0, 404)
+
+
+@breaks("truth: 404, but the user is there [ada] at 3.250")
+def resend_404_of_who_is_there(d: Draft) -> None:
+    d.call("resend", "ada", 3.0, 404)
+
+
+@edge("truth", last=1.25, first=1.251)
+def not_found_while_registering(d: Draft, at: float) -> None:
+    d.call("erase", "ada", at, 404)
+
+
+@edge("truth", last=3.25 - 0.001, first=3.25)
+def not_found_before_the_erasure_began(d: Draft, at: float) -> None:
+    d.call("resend", "ada", 3.0, 404)
+    d.call("erase", "ada", at, None)
+
+
+@breaks("truth: 404, but the user is there [ada] at 3.250")
+def not_found_though_the_erasure_failed(d: Draft) -> None:
+    d.call("erase", "ada", 2.0, 401)
+    d.call("resend", "ada", 3.0, 404)
+
+
+@breaks("truth: 429, but at most 2 resends [fay] at 20.250")
+def too_many_resends_at_the_third(d: Draft) -> None:
+    d.call("resend", "fay", 19.0, 503)
+    d.call("resend", "fay", 20.0, 429)
+
+
+@allows
+def too_many_resends_at_the_fourth(d: Draft) -> None:
+    d.call("resend", "fay", 18.0, 503)
+    d.call("resend", "fay", 19.0, None)
+    d.call("resend", "fay", 20.0, 429)
+
+
+@edge("truth", last=20.25 - 0.001, first=20.25)
+def third_resend_came_later(d: Draft, at: float) -> None:
+    d.call("resend", "fay", 18.0, 503)
+    d.call("resend", "fay", 20.0, 429)
+    d.call("resend", "fay", at, 503)
+
+
+@breaks("erasure: erased, and nobody asked for it [ada.1]", "lost: a 201 without its key [ada] at 1.250")
+def marker_without_an_erasure(d: Draft) -> None:
+    drop(d.rows, of("ada.1"))
+    drop(d.keys, of("ada.1"))
+    d.rows.append(Row(event_id="ada.1", place="erased"))
+
+
+@breaks("erasure: erased, and still in dead_letter [dan.4]", "ledger: a dead letter without its outcome [dan.4]")
+def dead_letter_of_the_erased(d: Draft) -> None:
+    d.letter("dan.4", "dead")
+
+
+@breaks("erasure: erased, and still in queue [dan.4]", "settled: still in queue [dan.4]", "ledger: a gap of -1")
+def queue_entry_of_the_erased(d: Draft) -> None:
+    d.rows.append(Row(event_id="dan.4", place="queue"))
+
+
+@breaks(
+    "erasure: erased, and its key is still there [dan.4]",
+    "ledger: a gap of 1",
+    "erasure: a key of before the 204 [dan.4] at 11.250",
+)
+def key_of_the_erased(d: Draft) -> None:
+    d.key("dan.4", 9.125)
+
+
+@breaks("erasure: erased, and its key is still there [ada.1]", "ledger: a gap of 1")
+def unheard_erasure_is_half_done(d: Draft) -> None:
+    d.call("erase", "ada", 2.5, None)
+    edit(d.rows, of("ada.1"), place="erased")
+
+
+@breaks(
+    "erasure: its key is erased, and it is still in sent [dan.4]",
+    "ledger: a gap of -1",
+    "verdict: attempt with answer dot 0, which the SMTP server has not given [dan.4] at 11.125",
+)
+def outcome_of_the_erased(d: Draft) -> None:
+    edit(d.rows, of("dan.4"), place="sent")
+    edit(d.rows, of("dan.4"), attempts=(SILENCE,), verdicts=("sent",), total=1)
+
+
+@breaks("erasure: a key of before the 204 [dan.4] at 11.250")
+def nothing_was_erased(d: Draft) -> None:
+    drop(d.rows, of("dan.4"))
+    d.key("dan.4", 9.125)
+    d.row("dan.4", "sent", ("sent", TAKEN, 10.125))
+
+
+@edge("erasure", last=32.0 - 0.05, first=32.0 - 0.051)  # who is registered again: by the key's time
+def key_of_before_beside_one_of_after(d: Draft, at: float) -> None:
+    edit(d.keys, of("ivy.12"), at=at)
+    edit(d.transactions, mail("ivy.12"), began=32.5)  # else it would tell as well
+
+
+@allows
+def key_without_a_time_is_not_judged_by_it(d: Draft) -> None:
+    edit(d.keys, of("ivy.12"), at=0.0)
+
+
+@edge("erasure", last=12.25, first=12.251)
+def mail_after_the_204(d: Draft, at: float) -> None:
+    edit(d.transactions, mail("dan.4"), began=at)
+
+
+@edge("erasure", last=13.25, first=13.251)
+def mail_after_the_204_of_a_server_that_stood_still(d: Draft, at: float) -> None:
+    d.more["stood_still_s"] = 1.0
+    edit(d.transactions, mail("dan.4"), began=at)
+
+
+@breaks("erasure: a mail begun 2.8 s after the 204 [dan.4] at 14.000")
+def mail_after_the_204_says_which(d: Draft) -> None:
+    edit(d.transactions, mail("dan.4"), began=14.0)
+
+
+@breaks("erasure: a mail begun 2.8 s after the 204 [dan] at 14.000")
+def refused_mail_after_the_204(d: Draft) -> None:
+    d.refused("dan.4", 14.0, SILENCE)
+
+
+@allows
+def mail_after_an_erasure_that_nobody_heard_of(d: Draft) -> None:
+    edit(d.calls, calls("dan", "erase", 204), status=None)
+    drop(d.calls, calls("dan", "erase", 404))
+    edit(d.transactions, mail("dan.4"), began=14.0)
+
+
+@breaks("erasure: a mail begun 2.8 s after the 204 [ivy.11] at 35.000")
+def mail_of_before_to_who_is_registered_again(d: Draft) -> None:
+    edit(d.transactions, mail("ivy.11"), told=False)
+    d.taken("ivy.11", 35.0)
+
+
+@breaks("erasure: a mail begun 1.8 s after the 204 [ivy.11] at 34.001")
+def first_mail_of_before_to_who_is_registered_again(d: Draft) -> None:
+    """Others' keys tell how old the event is."""
+    edit(d.transactions, mail("ivy.11"), began=34.001)
+    d.key("ivy.12", 31.0)
+    drop(d.keys, lambda k: k.event_id == "ivy.12" and k.at == 31.0)
+    d.registered("old.11", 30.5)
+    d.sent("old.11", 31.0)
+
+
+@edge("erasure", last=32.0 - 0.05, first=32.0 - 0.051)  # of the next younger key
+def age_of_an_event_by_others(d: Draft, at: float) -> None:
+    edit(d.transactions, mail("ivy.11"), began=34.0)
+    d.registered("old.11", at - 0.125)
+    d.sent("old.11", 33.5)
+
+
+@allows
+def mail_of_after_to_who_is_registered_again(d: Draft) -> None:
+    d.refused("ivy.12", 34.5, SILENCE)
+    edit(d.transactions, mail("ivy.12"), began=35.0)
+
+
+@edge("erasure", last=34.5 - 0.001, first=34.5)  # when the only call of after began
+def mail_began_before_it_was_asked_for_again(d: Draft, at: float) -> None:
+    edit(d.calls, lambda c: c.email == address("ivy") and c.began == 33.0, began=at)
+    d.refused("ivy.11", 34.5, SILENCE)
+    edit(d.transactions, mail("ivy.12"), began=36.0)
+
+
+@edge("erasure", last=32.001, first=32.0)  # the latest that the registration before it can have come about
+def registration_overtook_the_erasure(d: Draft, ended: float) -> None:
+    edit(d.calls, lambda c: c.email == address("ivy") and c.began == 30.0, ended=ended)
+    drop(d.calls, lambda c: c.email == address("ivy") and c.began == 33.0)
+    edit(d.keys, of("ivy.12"), at=32.0)
+
+
+def test_mails_of_a_stranger_are_not_mixed_with_those_of_nobody() -> None:
+    """Dialogues that did not come to a recipient are nobody's."""
+    d = good()
+    d.transactions.append(Transaction(worker=None, began=60.0, rcpt=""))
+    d.calls.append(Call(kind="register", began=50.0, ended=50.25, status=422, email=""))
+    d.keys.append(Key(event_id="ada.30", user_id="ada", kind="again", email="", at=50.0, replays="ada.1"))
+    d.row("ada.30", "expired", at=200.0)
+    d.letter("ada.30", "expired")
+    assert check(d.history()) == []
+
+
+@pytest.mark.parametrize("case", CASES.all, ids=str)
+def test_checker_judges(case: Case) -> None:
+    found, expected = case.said()
+    assert found == expected
