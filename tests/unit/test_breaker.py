@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts.control import FAR, Ask, Blame, Breaker, BreakerRecord, Permit, Report, Result, paused_until
+from contracts.control import FAR, Answer, Ask, Blame, Breaker, BreakerRecord, Permit, Report, Result, paused_until
 from user_svc.breaker import (
     CONFIGURATION,
     POLICY,
@@ -69,9 +69,7 @@ def test_failures_in_a_row_open_at_the_threshold() -> None:
     """F - 1 do not open, the F-th does, for T."""
     hears = Hears()
     assert [hears(f"e{n}") for n in range(4)] == [None] * 4
-    opening = hears("e4")
-    assert opening is not None
-    assert (opening.for_s, opening.surge) == (RULES.open_s, False)
+    assert hears("e4") == Opening(reason="path failures of 5 mails in a row", for_s=RULES.open_s)
 
 
 def test_a_run_is_not_bound_to_the_window() -> None:
@@ -94,7 +92,7 @@ def test_one_event_counts_once_a_window() -> None:
     hears = Hears()
     assert [hears("e", at_s=n) for n in range(30)] == [None] * 30
     assert hears.memory.run == 1
-    hears("e", at_s=61.0)
+    assert [hears("e", at_s=at_s) for at_s in (30.0, 30.1, 60.1)] == [None] * 3
     assert hears.memory.run == 2
 
 
@@ -115,7 +113,8 @@ def test_half_of_ten_within_the_window_open(ok: int, failed: int, opens: bool) -
     # Never two failures in a row, so that the run has no part in it; the surplus of successes first.
     assert hears(ok=max(0, ok - failed)) is None
     pairs = [hears(f"e{n}", ok=1 if n < ok else 0, at_s=n * 0.1) for n in range(failed)]
-    assert (pairs[-1] is not None) is opens
+    reason = f"{failed} path failures of {ok + failed} within 30 s"
+    assert pairs[-1] == (Opening(reason=reason, for_s=RULES.open_s) if opens else None)
 
 
 def test_what_is_older_than_the_window_does_not_count() -> None:
@@ -132,8 +131,7 @@ def test_what_is_older_than_the_window_does_not_count() -> None:
 def test_configuration_opens_at_once_for_five_minutes() -> None:
     """Waiting 30 s does not mend a password."""
     opening = Hears()("e", verdict=CONFIGURATION)
-    assert opening is not None
-    assert opening.for_s == 300.0
+    assert opening == Opening(reason="configuration: we are refused for what we are", for_s=300.0)
 
 
 def test_more_than_20_policy_refusals_of_50_are_a_surge() -> None:
@@ -141,8 +139,19 @@ def test_more_than_20_policy_refusals_of_50_are_a_surge() -> None:
     hears = Hears()
     heard = [hears(f"e{n}", ok=1, verdict=POLICY) for n in range(21)]
     assert heard[:20] == [None] * 20
-    assert heard[20] is not None
-    assert (heard[20].surge, heard[20].for_s) == (True, RULES.open_s)
+    reason = "surge: 21 of the last 42 mails were refused by policy"
+    assert heard[20] == Opening(reason=reason, for_s=RULES.open_s, surge=True)
+
+
+def test_the_last_50_are_50() -> None:
+    """A refusal, 29 good mails and 20 refusals: the first one still counts."""
+    hears = Hears()
+    hears("e0", verdict=POLICY)
+    hears(ok=29)
+    heard = [hears(f"e{n}", verdict=POLICY) for n in range(1, 21)]
+    assert heard[:19] == [None] * 19
+    assert heard[19] is not None
+    assert heard[19].reason == "surge: 21 of the last 50 mails were refused by policy"
 
 
 def test_a_policy_refusal_of_one_event_counts_once() -> None:
@@ -200,6 +209,21 @@ def test_a_new_epoch_forgets() -> None:
 # --- open, closed, tick ---------------------------------------------------------------------------------------------
 
 
+def test_there_is_a_first_record() -> None:
+    """Closed."""
+    assert first(NOW, RULES) == BreakerRecord(
+        state=Breaker.CLOSED, epoch=1, since=NOW, open_s=RULES.open_s, reason="first start"
+    )
+
+
+def test_each_new_state_says_how_long_it_opens() -> None:
+    """Workers wait by it, so it must be the setting of now."""
+    rules = Rules(open_s=7.0)
+    old = opened(first(NOW, RULES), NOW, RULES, reason="", for_s=0.0)
+    new = [first(NOW, rules), opened(old, NOW, rules, reason="", for_s=1.0), closed(old, NOW, rules, reason="")]
+    assert [record.open_s for record in (*new, ticked(old, NOW, rules) or old)] == [7.0] * 4
+
+
 @pytest.mark.parametrize("state", list(Breaker))
 @pytest.mark.parametrize("for_s", [30.0, None])
 def test_opened_from_any_state_starts_afresh(state: Breaker, for_s: float | None) -> None:
@@ -248,8 +272,8 @@ def test_half_open_when_the_time_is_over_and_not_before(at_s: float, ticks: bool
     new = ticked(record, later(at_s), RULES)
     assert (new is not None) is ticks
     if new is not None:
-        assert (new.state, new.epoch, new.round, new.issued, new.ok) == (Breaker.HALF_OPEN, 3, 1, 0, 0)
-        assert new.since == later(at_s)
+        reason = "the open time is over"
+        assert new == half_open(epoch=3, since=later(at_s), open_s=RULES.open_s, reason=reason)
 
 
 def test_an_operators_open_never_ticks() -> None:
@@ -269,14 +293,16 @@ def test_nothing_else_ticks(state: Breaker) -> None:
 
 def test_closed_says_go_whatever_the_epoch() -> None:
     """And writes nothing."""
-    new, answer = asked(first(NOW, RULES), 4, ask(epoch=99), NOW, RULES)
-    assert (new, answer.word, answer.revision) == (None, "go", 4)
+    record = first(NOW, RULES)
+    new, answer = asked(record, 4, ask(epoch=99), NOW, RULES)
+    assert (new, answer) == (None, Answer(word="go", record=record, revision=4))
 
 
 def test_open_says_wait_a_second() -> None:
     """And writes nothing."""
-    new, answer = asked(opened(first(NOW, RULES), NOW, RULES, reason="", for_s=30), 4, ask(epoch=2), NOW, RULES)
-    assert (new, answer.word, answer.wait_s) == (None, "wait", 1.0)
+    record = opened(first(NOW, RULES), NOW, RULES, reason="", for_s=30)
+    new, answer = asked(record, 4, ask(epoch=2), NOW, RULES)
+    assert (new, answer) == (None, Answer(word="wait", record=record, revision=4, wait_s=1.0))
 
 
 @pytest.mark.parametrize("epoch", [0, 6, 8])
@@ -284,7 +310,7 @@ def test_half_open_grants_nothing_to_another_epoch(epoch: int) -> None:
     """*again*: the worker adopts the record, which the answer carries, and asks at once."""
     record = half_open()
     new, answer = asked(record, 4, ask(epoch=epoch), NOW, RULES)
-    assert (new, answer.word, answer.record) == (None, "again", record)
+    assert (new, answer) == (None, Answer(word="again", record=record, revision=4))
 
 
 def test_permits_are_granted_up_to_p() -> None:
@@ -390,6 +416,7 @@ def test_a_success_counts_and_the_s_th_closes() -> None:
     two = resulted(one, result("ok", "b"), NOW, RULES)
     assert two is not None
     assert (two.state, two.epoch, two.permits) == (Breaker.CLOSED, 8, {})
+    assert two.reason == "2 probes succeeded"
 
 
 def test_a_success_counts_once() -> None:
@@ -415,6 +442,7 @@ def test_a_failed_probe_opens(verdict: str, for_s: float) -> None:
     new = resulted(record, result("failed", verdict=verdict), NOW, RULES)
     assert new is not None
     assert (new.state, new.epoch, new.open_until) == (Breaker.OPEN, 8, later(for_s))
+    assert new.reason == "a probe failed"
 
 
 def test_the_failure_of_an_earlier_round_is_only_acknowledged() -> None:
@@ -476,3 +504,8 @@ def test_nonsense_is_refused(wrong: dict[str, Any], said: str) -> None:
     """With value and bound."""
     with pytest.raises(ValueError, match=f"^{said}$"):
         Rules(**wrong)
+
+
+def test_the_defaults_are_those_of_the_readme() -> None:
+    """`CIRCUIT_BREAKER_*`."""
+    assert Rules() == Rules(failure_threshold=5, success_threshold=2, open_s=30.0, half_open_permits=3)

@@ -16,6 +16,7 @@ from email_svc.decision import (
     classify,
     decide,
     enhanced_code,
+    path_works,
     redacted,
 )
 
@@ -86,6 +87,46 @@ def test_reply_means(phase: Phase, code: int, text: str, verdict: Verdict) -> No
     assert classify(SmtpResult(phase=phase, code=code, text=text)) is verdict
 
 
+@pytest.mark.parametrize(
+    ("text", "throttled"),
+    [
+        ("4.7.0 Throttled", True),
+        ("rate exceeded", True),
+        ("Rate limit exceeded", True),
+        ("above your sending rate", True),
+        ("you are too fast", True),
+        ("daily quota reached", True),
+        ("4.7.0 temporarily rejected", False),
+    ],
+)
+def test_454_is_throttling_where_it_says_so(text: str, throttled: bool) -> None:
+    """In any of the words that servers have for it; else it is what any 4xx in that place is."""
+    found = [classify(SmtpResult(phase=phase, code=454, text=text)) for phase in (Phase.MAIL, Phase.RCPT, Phase.DOT)]
+    assert found == ([Verdict.THROTTLED] * 3 if throttled else [Verdict.PATH, Verdict.TRANSIENT, Verdict.TRANSIENT])
+
+
+@pytest.mark.parametrize(
+    ("text", "rotates"),
+    [
+        ("Too many messages in this session", True),
+        ("Too many mails on this connection", True),
+        ("max of 100 emails per session", True),
+        ("Maximum number of transactions per connection reached", True),
+        ("limit of 100 messages\nper session reached", True),
+        ("Too many connections", False),
+        ("Too many messages", False),
+        ("your session has had mail enough", False),
+        ("unlimited messages are no session", False),
+    ],
+)
+def test_421_asks_for_a_new_connection_where_it_says_so(text: str, rotates: bool) -> None:
+    """While mailing; else the server goes away."""
+    for phase in Phase:
+        mailing = phase in (Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.DOT)
+        verdict = classify(SmtpResult(phase=phase, code=421, text=text))
+        assert verdict is (Verdict.ROTATE if mailing and rotates else Verdict.PATH)
+
+
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("fault", Fault)
 def test_silence_means(phase: Phase, fault: Fault) -> None:
@@ -128,6 +169,28 @@ def test_enhanced_code_is_what_the_reply_begins_with() -> None:
     assert enhanced_code("see 5.1.1") is None
     assert enhanced_code("5.1.1234 x") is None
     assert enhanced_code("") is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "works", "in_a_surge"),
+    [
+        (Verdict.SENT, True, True),
+        (Verdict.TRANSIENT, True, True),
+        (Verdict.PERMANENT, True, True),
+        (Verdict.POLICY, True, False),
+        (Verdict.PATH, False, False),
+        (Verdict.CONFIGURATION, False, False),
+        (Verdict.UNKNOWN, False, False),
+        (Verdict.UNUSABLE, None, None),
+        (Verdict.THROTTLED, None, None),
+        (Verdict.ROTATE, None, None),
+        (Verdict.ABANDONED, None, None),
+    ],
+)
+def test_what_the_breaker_hears(verdict: Verdict, works: bool | None, in_a_surge: bool | None) -> None:
+    """The column of README, "Verdicts"."""
+    assert path_works(verdict, surge=False) is works
+    assert path_works(verdict, surge=True) is in_a_surge
 
 
 # --- what follows --------------------------------------------------------------------------------------------------
@@ -255,6 +318,11 @@ def test_nonsense_rules_are_refused(value: dict[str, object], words: str) -> Non
     """By a ValueError with the value and the bound."""
     with pytest.raises(ValueError, match=words):
         Rules(**value)  # type: ignore[arg-type]
+
+
+def test_the_defaults_are_those_of_the_readme() -> None:
+    """`QUEUE_MAX_RETRIES`, `MESSAGE_RETRY_DELAYS`."""
+    assert Rules() == Rules(retries=3, delays_s=(60.0, 600.0, 3600.0))
 
 
 # --- the server's words --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from email_svc.policies.limit import (
     HORIZON_S,
+    MINUTE_S,
     RECOVER_PER_S,
     THROTTLE_LEAST,
     USE_WITHIN_S,
@@ -177,6 +178,11 @@ def test_throttling_a_used_up_bucket_gives_nothing() -> None:
     state, tokens = full.take(full.unused(NOW), NOW, 10)
     assert [t.due for t in tokens] == [NOW] * 10
     assert slow.available(state, NOW) == (0, NOW + 1.0)
+
+
+def test_the_laws_constants_are_those_of_the_docstring() -> None:
+    """A token is void after 100 ms, given a second ahead; the least factor is a twentieth."""
+    assert (HORIZON_S, USE_WITHIN_S, MINUTE_S, THROTTLE_LEAST, RECOVER_PER_S) == (1.0, 0.1, 60.0, 0.05, 0.005)
 
 
 def test_throttle_and_recovery_are_bounded() -> None:
