@@ -9,6 +9,7 @@ where something that exists contradicts the design, nobody touches it and the st
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -29,6 +30,11 @@ Service = Literal["user_svc", "email_svc"]
 _NS = 1_000_000_000
 _FAR = "2200-01-01T00:00:00Z"
 _MAKE = "run `python -m contracts.topology` (as the user provisioner, where the broker has users)"
+_DELETED_S = 0.5
+"""A consumer that is being deleted is not found any more before its files are gone: one that is made in that moment
+loses its own with them, can never be paused or let go on again, and is forgotten at the broker's next start."""
+_NEW_S = 10.0
+"""So young a stream's consumers are missing because nobody made them yet."""
 _PASSING = frozenset({10004, 10005, 10008, 10009, 10023})
 """err_codes of a cluster on its way: incomplete, no peers, temporarily unavailable, no leader, no resources."""
 
@@ -213,7 +219,7 @@ async def remake_queue_consumer(broker: Broker, queue_max_size: int) -> None:
     """Makes the queue's consumer if it is gone, in either mode of PROVISION: without it no mail moves."""
     for stream in topology(queue_max_size):
         if stream.name == s.WELCOME_EMAILS:
-            await _consumer(broker, stream.name, stream.consumers[0], owner=True, mode="auto")
+            await _consumer(broker, stream.name, stream.consumers[0], owner=True, mode="auto", of_new=False)
 
 
 async def until_answered(work: Callable[[], Awaitable[None]]) -> None:
@@ -288,15 +294,18 @@ async def _stream(broker: Broker, stream: Stream, *, owner: bool, mode: str, rep
         await _change(broker, f"STREAM.UPDATE.{stream.name}", {**found, **changes})
         log.info("topology.stream_changed", stream=stream.name, changes=changes)
     for consumer in stream.consumers:
-        await _consumer(broker, stream.name, consumer, owner=owner, mode=mode)
+        await _consumer(broker, stream.name, consumer, owner=owner, mode=mode, of_new=_age_s(info) < _NEW_S)
 
 
-async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: bool, mode: str) -> None:
+async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: bool, mode: str, of_new: bool) -> None:
+    """`of_new`: of a stream that was made just now."""
     name = consumer.name
     info = await _info(broker, f"CONSUMER.INFO.{stream}.{name}")
     if info is None:
         if mode == "verify":
             raise BadStart(f"consumer {name} of {stream} is missing: {_MAKE} or set PROVISION=auto")
+        if not of_new:
+            await asyncio.sleep(_DELETED_S)
         config = {"durable_name": name, "name": name, **consumer.config, **await _paused_at_birth(broker, name)}
         call = f"CONSUMER.CREATE.{stream}.{name}"
         if "filter_subject" in config:
@@ -341,6 +350,12 @@ def _for_good(exc: ApiError, what: str) -> Exception:
     if isinstance(exc, Denied):
         return BadStart(f"{what}: {exc}. For that, {_MAKE}, and the services with PROVISION=verify.")
     return exc if exc.err_code in _PASSING else BadStart(f"{what}: {exc}")
+
+
+def _age_s(info: dict[str, Any]) -> float:
+    """Of a stream, by the broker's clock."""
+    made, now = (msgspec.convert(info[name], datetime) for name in ("created", "ts"))
+    return (now - made).total_seconds()
 
 
 def _differs(found: Any, wanted: Any) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from contracts import subjects as s
 from contracts import topology as t
-from contracts.runtime.broker import Broker
+from contracts.runtime.broker import ApiError, Broker, connect
 from contracts.runtime.process import BadStart
 from tests.support.processes import NatsServer, Process, cluster_of_three, free_port, stopping
 from tests.support.waiting import eventually
@@ -121,6 +121,31 @@ async def test_a_pause_survives_an_update(empty: Broker) -> None:
     info = await empty.api(f"CONSUMER.INFO.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
     assert info["paused"] is True
     assert info["config"]["max_ack_pending"] == 40
+
+
+async def test_a_consumer_that_is_made_anew_while_it_is_deleted_can_be_paused(
+    empty: Broker, nats_server: NatsServer
+) -> None:
+    """The broker would delete its files with those of the old one, and refuse every pause from then on."""
+    consumer = f"{s.WELCOME_EMAILS}.{s.EMAIL_SVC}"
+    await provision(empty)
+    deleter = await connect(name="test", url=nats_server.url, on_closed=lambda reason: None)
+    for _ in range(3):
+        deleting = asyncio.create_task(deleter.api(f"CONSUMER.DELETE.{consumer}"))
+        while await is_there(empty, consumer):
+            pass
+        await t.remake_queue_consumer(empty, 100_000)
+        await deleting
+        await empty.api(f"CONSUMER.PAUSE.{consumer}", {"pause_until": "2199-01-01T00:00:00Z"})
+    await deleter.close()
+
+
+async def is_there(broker: Broker, consumer: str) -> bool:
+    try:
+        await broker.api(f"CONSUMER.INFO.{consumer}")
+    except ApiError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

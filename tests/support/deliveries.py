@@ -101,8 +101,10 @@ class Deliveries:
         self._scripts.setdefault((phase, mail.user.email), []).extend([action] * times)
 
     async def path_is_down(self, seconds: float) -> None:
-        await self.smtp.refuse()
-        await asyncio.sleep(seconds)
+        """And all that was under way is cut, replies to the dot as well."""
+        with self._danger():
+            await self.smtp.refuse()
+            await asyncio.sleep(seconds)
         await self.smtp.listen()
 
     # --- mails -------------------------------------------------------------------------------------------------------
@@ -152,23 +154,23 @@ class Deliveries:
 
     async def end_worker(self, name: str, how: signal.Signals) -> None:
         """Killed, or told to stop."""
-        with self._danger(name) if how is signal.SIGKILL else contextlib.nullcontext():
+        with self._danger(worker=name) if how is signal.SIGKILL else contextlib.nullcontext():
             await self.forks.end(self.workers.pop(name), how)
 
     async def freeze_worker(self, name: str, seconds: float) -> None:
         """Beyond ack_wait, its mails are another's."""
-        with self._danger(name) if seconds > ACK_WAIT_S - 1 else contextlib.nullcontext():
+        with self._danger(worker=name) if seconds > ACK_WAIT_S - 1 else contextlib.nullcontext():
             self.forks.send(self.workers[name], signal.SIGSTOP)
             await asyncio.sleep(seconds)
             self.forks.send(self.workers[name], signal.SIGCONT)
 
     async def purge_queue(self) -> None:
-        with self._danger():
+        with self._danger(to_many=True):
             await self.bus.api(f"STREAM.PURGE.{s.WELCOME_EMAILS}")
 
     async def remake_consumer(self) -> None:
         """Deleted, and made again: all that is in the queue is new to it."""
-        with self._danger():
+        with self._danger(to_many=True):
             with contextlib.suppress(ApiError):
                 await self.bus.api(f"CONSUMER.DELETE.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
             await topology.remake_queue_consumer(self.bus, 100_000)
@@ -176,17 +178,17 @@ class Deliveries:
     async def restart_broker(self) -> None:
         """kill -9, and a start with what it had stored."""
         brokers: list[Broker] = [self.bus, self.guard.broker]
-        with self._danger():
+        with self._danger(to_many=True):
             self.nats.kill()
             self.nats.start()
             await self.nats.ready()
             await eventually(lambda: all(broker.client.is_connected for broker in brokers), within_s=20)
 
     @contextlib.contextmanager
-    def _danger(self, worker: str | None = None) -> Iterator[None]:
+    def _danger(self, *, worker: str | None = None, to_many: bool = False) -> Iterator[None]:
         began = datetime.now(UTC)
         yield
-        self.dangers.append(Danger(began, datetime.now(UTC), worker))
+        self.dangers.append(Danger(began, datetime.now(UTC), worker=worker, to_many=to_many))
 
     # --- the end of every run ----------------------------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ class Deliveries:
         broken = []
         for mail in self.mails:
             (outcome,) = await self.outcomes(mail)
-            dangers = [danger for danger in self.dangers if danger.worker or self.crowded]
+            dangers = [danger for danger in self.dangers if self.crowded or not danger.to_many]
             broken += broken_laws(mail, outcome, self.smtp.accepted, dangers, retries=RETRIES)
             kept = await self.bus.subjects(s.DEAD_LETTERS, s.dead_letter(mail.event_id, "*"))
             if kept != [

@@ -38,14 +38,15 @@ class Mail:
 class Danger:
     """Something after which a mail may be sent again that had gone out, but had no outcome yet.
 
-    `worker`: who died then, named by the sender of its mails. None: queue, consumer or broker went, while several
-    workers were there.
+    `worker`: who died then, named by the sender of its mails; None: it came over all of them. `to_many`: it makes a
+    second copy only where several workers are.
     """
 
-    def __init__(self, began: datetime, ended: datetime, worker: str | None) -> None:
+    def __init__(self, began: datetime, ended: datetime, *, worker: str | None = None, to_many: bool = False) -> None:
         self.began = began
         self.ended = ended
         self.worker = worker
+        self.to_many = to_many
 
     def excuses(self, mail: Mail, copies: list[Transaction], outcome: Outcome) -> bool:
         """Whether one more copy may be for this."""
@@ -59,8 +60,10 @@ def broken_laws(
 ) -> list[str]:
     """The laws that this mail's end breaks. `accepted`: all that the server took, of whomever."""
     copies = [transaction for transaction in accepted if transaction.rcpt == mail.user.email]
-    excuses = mail.replies_lost + sum(danger.excuses(mail, copies, outcome) for danger in dangers)
     history = outcome.history
+    unknown = sum(attempt.verdict == Verdict.UNKNOWN and attempt.code is None for attempt in history.attempts)
+    lost = max(mail.replies_lost, unknown)  # unscripted ones: to a server that stalled for longer than it is waited for
+    excuses = lost + sum(danger.excuses(mail, copies, outcome) for danger in dangers)
     refused = any(code == PERMANENT.code for _, code in mail.said)
     laws = {
         f"at most {1 + excuses} copies": len(copies) <= 1 + excuses,
