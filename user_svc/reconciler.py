@@ -59,6 +59,8 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
         return False
     if await broker.last(s.DELIVERIES, s.outcome(event, "*")) is not None:
         return False
+    if await broker.subjects(s.DELIVERIES, s.outcome(event, "*")):
+        return False  # it ended; only that the record of it is damaged on the broker's disk
     crash.point("reconciler.found")
     if isinstance(asked, m.UserRegistered):
         await relay.publish(asked, key.seq, m.Why.REGISTRATION, key.time, key.headers)
@@ -72,7 +74,7 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
 
 async def show(broker: Broker, seen: Books) -> None:
     """Sets the metrics of the books, the queue and the outbox. Raises `Unavailable` or `ApiError`."""
-    metrics.LEDGER_GAP.set(seen.gap)
+    metrics.LEDGER_GAP.set(seen.missing)
     metrics.OUTBOX_PENDING.set(seen.outbox)
     metrics.QUEUE_SIZE.set(seen.queue)
     for place in ("live", "outbox", "queue", "sent", "dead", "expired"):
@@ -109,6 +111,7 @@ async def keep_reconciled(
     look_every_s = min(5.0, max(0.2, after_s / 4))
     next_at = loop.time() + interval_s
     gap_since: float | None = None
+    lost_since, lost_told = loop.time(), 0
     missing = False
     while True:
         await asyncio.sleep(look_every_s * random.uniform(0.8, 1.2))  # replicas look at different moments
@@ -120,14 +123,20 @@ async def keep_reconciled(
             seen = await books(broker)
             drain.sample(seen)
             await show(broker, seen)
-            if seen.gap <= 0 or seen.erasing:
+            if seen.missing <= 0 or seen.erasing:
                 gap_since = None
             elif gap_since is None:
                 gap_since = now
-                log.warning("ledger.gap", gap=seen.gap)
+                log.warning("ledger.gap", gap=seen.missing)
+            lost = 0 if seen.erasing else seen.ended - seen.live
+            if lost <= 0:
+                lost_since, lost_told = now, 0
+            elif now - lost_since >= after_s and lost != lost_told:
+                lost_told = lost  # nothing here can mend it; GET says 404, and the address is free again
+                log.error("ledger.users_lost", at_least=lost)
             if now >= next_at or (gap_since is not None and now - gap_since >= after_s):
                 mended = await reconcile(broker, relay)
-                log.info("reconciler.done", gap=seen.gap, republished=mended)
+                log.info("reconciler.done", gap=seen.missing, republished=mended)
                 next_at, gap_since = loop.time() + interval_s, None
         except StreamFull:
             log.info("reconciler.queue_full")
