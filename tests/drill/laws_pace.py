@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tests.drill.evidence import CLOCKS_S, CUTS, LATE_S, Evidence, Violation
+from tests.drill.evidence import CLOCKS_S, CUTS, Evidence, Violation
 from tests.drill.history import Change, Transaction
 
 SEEN_LATER_S = 0.4
@@ -16,6 +16,8 @@ THAWED_S = 1.0
 """So long after a freeze a worker may finish the step that it was frozen in."""
 ASKS_S = 4.0
 """A worker alone asks every 3 s, and waits 1 s for the answer: it may be on its own so long after somebody is back."""
+OPERATED_S = 5.0
+"""So long after an operator's request was given up the breaker may still follow it."""
 _EPSILON = 1e-6
 
 _OPERATED = ("breaker_open", "queue_full")
@@ -147,7 +149,7 @@ def _moved(seen: Evidence, before: _Epoch, after: _Epoch) -> Iterator[Violation]
             yield Violation(law="breaker", what=f"not by one epoch: {move}", at=after.began)
         return
     by_hand = new.state != "half_open" and any(
-        fault.kind in _OPERATED and fault.began - CLOCKS_S <= after.began <= fault.ended + LATE_S
+        fault.kind in _OPERATED and fault.began - CLOCKS_S <= after.began <= fault.ended + OPERATED_S
         for fault in seen.history.faults
     )
     if (old.state, new.state) not in _LEGAL and not by_hand:

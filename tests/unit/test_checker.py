@@ -57,7 +57,7 @@ def key_of_a_201_may_be_erased(d: Draft) -> None:
     d.call("erase", "ada", 2.5, None)
 
 
-@edge("lost", last=-4.249, first=-4.25)  # without an answer, it may come about 5 s later: until the 201 began
+@edge("lost", last=-29.249, first=-29.25)  # without an answer, it may come about 30 s later: until the 201 began
 def erasure_was_over_before(d: Draft, at: float) -> None:
     vanish(d, "ada.1")
     d.call("erase", "ada", at, None)
