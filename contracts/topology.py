@@ -206,13 +206,16 @@ async def provision(
 ) -> None:
     """Makes what `service` (None: all) needs, or only checks it. Idempotent; any number may run it at once.
 
+    In either mode user_svc makes the queue's consumer anew, and email_svc waits for that: else whoever starts while it
+    is gone would not, and in the end nobody would be there to make it.
+
     Raises:
         BadStart: something is missing (verify) or contradicts the design. Unavailable: the broker does not answer.
     """
     for stream in topology(queue_max_size or 100_000):
         if service is None or service in stream.used_by:
             owner = service is None or stream.owner == service
-            await _stream(broker, stream, owner=owner, mode=mode, replicas=replicas)
+            await _stream(broker, stream, owner=owner, mode=mode, replicas=replicas, service=service)
 
 
 async def remake_queue_consumer(broker: Broker, queue_max_size: int) -> None:
@@ -267,7 +270,9 @@ async def _info(broker: Broker, call: str) -> dict[str, Any] | None:
     return info
 
 
-async def _stream(broker: Broker, stream: Stream, *, owner: bool, mode: str, replicas: int) -> None:
+async def _stream(
+    broker: Broker, stream: Stream, *, owner: bool, mode: str, replicas: int, service: Service | None
+) -> None:
     info = await _info(broker, f"STREAM.INFO.{stream.name}")
     if info is None:
         if mode == "verify":
@@ -294,7 +299,17 @@ async def _stream(broker: Broker, stream: Stream, *, owner: bool, mode: str, rep
         await _change(broker, f"STREAM.UPDATE.{stream.name}", {**found, **changes})
         log.info("topology.stream_changed", stream=stream.name, changes=changes)
     for consumer in stream.consumers:
+        if consumer.name == s.EMAIL_SVC and mode == "verify" and service is not None:
+            await _remade(broker, stream.name, consumer, owner=owner)
         await _consumer(broker, stream.name, consumer, owner=owner, mode=mode, of_new=_age_s(info) < _NEW_S)
+
+
+async def _remade(broker: Broker, stream: str, consumer: Consumer, *, owner: bool) -> None:
+    if await _info(broker, f"CONSUMER.INFO.{stream}.{consumer.name}") is not None:
+        return
+    if not owner:
+        raise Unavailable(f"consumer {consumer.name} of {stream} is missing: user_svc makes it anew", sent=False)
+    await _consumer(broker, stream, consumer, owner=True, mode="auto", of_new=False)
 
 
 async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: bool, mode: str, of_new: bool) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from contracts import subjects as s
 from contracts import topology as t
-from contracts.runtime.broker import ApiError, Broker, connect
+from contracts.runtime.broker import ApiError, Broker, Unavailable, connect
 from contracts.runtime.process import BadStart
 from tests.support.processes import NatsServer, Process, cluster_of_three, free_port, stopping
 from tests.support.waiting import eventually
@@ -206,6 +206,20 @@ async def test_verify_only_checks(empty: Broker) -> None:
     await empty.api(f"CONSUMER.DELETE.{s.USERS}.{s.RELAY}")
     with pytest.raises(BadStart, match=r"consumer welcome-relay of KV_USERS is missing"):
         await provision(empty, "user_svc", mode="verify")
+
+
+async def test_queue_consumer_is_made_anew_at_the_start_in_either_mode(empty: Broker) -> None:
+    """Else whoever starts while it is gone would end with "cannot start", and with all of them nobody would make it."""
+    await provision(empty, queue_max_size=10)
+    before = await everything(empty)
+    await empty.api(f"CONSUMER.DELETE.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
+    with pytest.raises(BadStart, match=r"consumer email-svc of WELCOME_EMAILS is missing"):
+        await provision(empty, mode="verify")  # the one-shot command only looks
+    with pytest.raises(Unavailable, match=r"user_svc makes it anew"):
+        await provision(empty, "email_svc", mode="verify")  # tried again until it is there
+    await provision(empty, "user_svc", mode="verify", queue_max_size=10)
+    await provision(empty, "email_svc", mode="verify")
+    assert await everything(empty) == before
 
 
 async def test_missing_names_what_is_gone(empty: Broker) -> None:
