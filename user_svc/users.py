@@ -43,7 +43,7 @@ def address(text: str) -> Address:
         found = validate_email(text, check_deliverability=False, allow_smtputf8=False, strict=True)
     except (EmailNotValidError, UnicodeError, ValueError) as exc:
         # The library's message may quote the input: no address goes back into an answer that might be logged.
-        detail = str(exc) if isinstance(exc, EmailNotValidError) else "It is not a valid email address."
+        detail = str(exc) if isinstance(exc, EmailNotValidError) else _AT
         raise InvalidRequest(errors={"email": detail if "@" not in detail.replace("@-sign", "") else _AT}) from exc
     domain = (found.ascii_domain or found.domain).lower()
     local = found.ascii_local_part or found.local_part

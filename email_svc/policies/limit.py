@@ -163,7 +163,7 @@ class FixedWindow(msgspec.Struct, frozen=True):
     def available(self, state: Window, now: float) -> tuple[int, float]:
         number, used = self._at(state, now)
         if number * MINUTE_S > now:  # the next minute's have been taken from
-            return 0, max(now, (number + (used >= self.limit)) * MINUTE_S)
+            return 0, (number + (used >= self.limit)) * MINUTE_S
         return max(0, self.limit - used), now if used < self.limit else (number + 1) * MINUTE_S
 
     def _at(self, state: Window, now: float) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+_CHECKER = tuple(f"unit/{path.name}" for path in sorted((ROOT / "tests/unit").glob("test_checker*.py")))
 CORES = {
     "user_svc/breaker.py": ("unit/test_breaker.py", "property/test_breaker_machine.py"),
     "user_svc/users.py": ("unit/test_users.py", "property/test_users_property.py"),
@@ -27,6 +28,12 @@ CORES = {
     "email_svc/policies/backoff.py": ("unit/test_policies.py", "property/test_policies_property.py"),
     "email_svc/policies/downtime.py": ("unit/test_downtime.py",),
     "email_svc/policies/limit.py": ("unit/test_limit.py", "property/test_limit_property.py"),
+    "tests/drill/checker.py": _CHECKER,
+    "tests/drill/evidence.py": _CHECKER,
+    "tests/drill/laws_books.py": _CHECKER,
+    "tests/drill/laws_mails.py": _CHECKER,
+    "tests/drill/laws_pace.py": _CHECKER,
+    "tests/drill/laws_users.py": _CHECKER,
 }
 """Each pure core, with the tests that must notice."""
 
@@ -44,7 +51,7 @@ def configuration(files: list[str]) -> str:
         "source_paths": files,
         "also_copy": ("contracts", "user_svc", "email_svc"),
         "pytest_add_cli_args": ("-p", "tests.mutation.profile", "-p", "no:cacheprovider"),
-        "pytest_add_cli_args_test_selection": [f"tests/{test}" for file in files for test in CORES[file]],
+        "pytest_add_cli_args_test_selection": list(dict.fromkeys(f"tests/{test}" for f in files for test in CORES[f])),
     }
     lines = [f"{name} =\n" + "".join(f"    {value}\n" for value in values) for name, values in lists.items()]
     # The time that the tests take without a mutant, plus 2 s, times 5.

@@ -128,6 +128,15 @@ def test_what_is_older_than_the_window_does_not_count() -> None:
     assert hears.memory.counts(later(70.1)) == (0, 0)
 
 
+def test_what_leaves_the_window_leaves_the_rest() -> None:
+    """Two of now stay when one of 20 s ago goes."""
+    hears = Hears()
+    hears("e0", ok=1)
+    hears("e1", ok=2, at_s=20.0)
+    assert hears.memory.counts(later(20.0)) == (3, 2)
+    assert hears.memory.counts(later(40.0)) == (2, 1)
+
+
 def test_configuration_opens_at_once_for_five_minutes() -> None:
     """Waiting 30 s does not mend a password."""
     opening = Hears()("e", verdict=CONFIGURATION)
@@ -415,8 +424,7 @@ def test_a_success_counts_and_the_s_th_closes() -> None:
     assert one == half_open(issued=2, ok=1, permits={"a": permit(state="ok"), "b": permit()})
     two = resulted(one, result("ok", "b"), NOW, RULES)
     assert two is not None
-    assert (two.state, two.epoch, two.permits) == (Breaker.CLOSED, 8, {})
-    assert two.reason == "2 probes succeeded"
+    assert two == closed(half_open(), NOW, RULES, reason="2 probes succeeded")
 
 
 def test_a_success_counts_once() -> None:
@@ -504,6 +512,12 @@ def test_nonsense_is_refused(wrong: dict[str, Any], said: str) -> None:
     """With value and bound."""
     with pytest.raises(ValueError, match=f"^{said}$"):
         Rules(**wrong)
+
+
+def test_what_is_just_sense_is_taken() -> None:
+    """One of each, and any time above 0."""
+    least = Rules(failure_threshold=1, success_threshold=1, half_open_permits=1, open_s=0.1)
+    assert opened(half_open(), NOW, least, reason="", for_s=least.open_s).open_until == later(0.1)
 
 
 def test_the_defaults_are_those_of_the_readme() -> None:

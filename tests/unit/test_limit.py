@@ -18,6 +18,7 @@ from email_svc.policies.limit import (
     Policy,
     SlidingWindow,
     Slots,
+    Token,
     TokenBucket,
     Window,
     per_day,
@@ -61,7 +62,7 @@ def test_token_bucket_table(tat_s: float, n: int, expected: list[float]) -> None
         (Window(int(NOW // 60), 0), 10.0, 9, [10, 10, 10]),
         (Window(int(NOW // 60), 2), 10.0, 9, [10]),
         (Window(int(NOW // 60), 3), 10.0, 9, []),
-        (Window(int(NOW // 60), 3), 59.5, 2, [60, 60]),  # the next minute is less than a second ahead
+        (Window(int(NOW // 60), 3), 59.5, 9, [60, 60, 60]),  # the next minute is less than a second ahead
         (Window(int(NOW // 60), 3), 60.0, 2, [60, 60]),
         (Window(int(NOW // 60) - 7, 3), 0.0, 9, [0, 0, 0]),
         (Window(int(NOW // 60) + 1, 1), 59.5, 9, [60, 60]),  # somebody has taken from it already
@@ -159,6 +160,41 @@ def test_time_running_backwards_gives_nothing_more(algorithm: Algorithm) -> None
 def test_sliding_window_tells_what_is_available(state: Slots, at_s: float, left: int, next_s: float) -> None:
     """Tokens due now, and when the next one is."""
     assert SlidingWindow(3).available(state, NOW + at_s) == (left, NOW + next_s)
+
+
+@pytest.mark.parametrize(
+    ("state", "at_s", "left", "next_s"),
+    [
+        (Window(int(NOW // 60), 0), 10.0, 3, 10.0),
+        (Window(int(NOW // 60), 2), 10.0, 1, 10.0),
+        (Window(int(NOW // 60), 3), 10.0, 0, 60.0),
+        (Window(int(NOW // 60), 9), 10.0, 0, 60.0),  # throttled since
+        (Window(int(NOW // 60) - 1, 3), 10.0, 3, 10.0),
+        (Window(int(NOW // 60) + 1, 2), 59.5, 0, 60.0),  # the next minute has been taken from
+        (Window(int(NOW // 60) + 1, 3), 59.5, 0, 120.0),  # and there is nothing left in it
+        (Window(int(NOW // 60) + 1, 2), 60.0, 1, 60.0),
+    ],
+)
+def test_fixed_window_tells_what_is_available(state: Window, at_s: float, left: int, next_s: float) -> None:
+    """Tokens due now, and when the next one is."""
+    assert FixedWindow(3).available(state, NOW + at_s) == (left, NOW + next_s)
+
+
+def test_per_day_tells_what_is_available() -> None:
+    """In slots of an hour."""
+    law, hour = per_day(3), int(NOW // 3600)
+    assert law == SlidingWindow(3, 3600.0, 24)
+    assert law.available(Slots(hour, (2,)), NOW + 10) == (1, NOW + 10)
+    assert law.available(Slots(hour, (3,)), NOW + 10) == (0, NOW + 25 * 3600)
+    assert law.available(Slots(hour + 1, (2,)), NOW + 10) == (0, NOW + 3600)
+
+
+def test_per_day_gives_from_the_next_hour_where_that_has_begun() -> None:
+    """A token of it is due with it, and one of this hour is void at its end."""
+    law, hour = per_day(3), int(NOW // 3600)
+    assert law.take(Slots(hour + 1, (2,)), NOW + 3599.5, 9)[1] == [Token(NOW + 3600, NOW + 3600 + USE_WITHIN_S)]
+    assert law.take(Slots(hour + 1, (2,)), NOW + 10, 9)[1] == []
+    assert law.take(Slots(hour, (2,)), NOW + 3599.95, 9)[1] == [Token(NOW + 3599.95, NOW + 3600)]
 
 
 def test_per_day_is_a_rolling_day() -> None:

@@ -19,9 +19,10 @@ RESULTS = """
 
 
 def test_every_pure_core_is_measured_by_tests_that_exist() -> None:
-    """The style guide's list of pure modules; a new policy must not be forgotten."""
-    policies = {path.relative_to(ROOT).as_posix() for path in (ROOT / "email_svc/policies").glob("[!_]*.py")}
-    assert set(CORES) >= policies | {"user_svc/breaker.py", "user_svc/users.py", "email_svc/decision.py"}
+    """The style guide's list of pure modules, and the drill's checker; a new policy or law must not be forgotten."""
+    found = {path for where in ("email_svc/policies/[!_]*.py", "tests/drill/laws_*.py") for path in ROOT.glob(where)}
+    others = {"user_svc/breaker.py", "user_svc/users.py", "email_svc/decision.py", "tests/drill/checker.py"}
+    assert set(CORES) >= {path.relative_to(ROOT).as_posix() for path in found} | others
     named = [ROOT / file for file in CORES] + [ROOT / "tests" / test for tests in CORES.values() for test in tests]
     assert [path for path in named if not path.is_file()] == []
 

@@ -71,6 +71,36 @@ def test_what_cannot_be_mailed_to_is_refused_without_being_quoted(text: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ann", "An email address must have an @-sign."),
+        ("@example.com", "There must be something before the @-sign."),
+        ("ann@example..com", "An email address cannot have two periods in a row."),
+        ("ann@@example.com", "It is not a valid email address."),  # the library quotes what is wrong: an `@`
+        ("ann@example.com, eve@example.com", "It is not a valid email address."),
+    ],
+)
+def test_a_refused_address_says_why(text: str, said: str) -> None:
+    """In email-validator's words, unless they have an `@` that may be the input's."""
+    with pytest.raises(InvalidRequest) as caught:
+        users.address(text)
+    assert caught.value.errors == {"email": said}
+
+
+@pytest.mark.parametrize("wrong", [ValueError("ann"), UnicodeError("ann")])
+def test_any_other_failure_of_the_library_is_not_repeated(wrong: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what its text holds."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise wrong
+
+    monkeypatch.setattr(users, "validate_email", fails)
+    with pytest.raises(InvalidRequest) as caught:
+        users.address("ann@example.com")
+    assert caught.value.errors == {"email": "It is not a valid email address."}
+
+
+@pytest.mark.parametrize(
     ("text", "found"),
     [
         ("Ann", "Ann"),
@@ -93,40 +123,48 @@ def test_names_of_all_scripts_are_taken(text: str, found: str) -> None:
     assert users.name(text) == found
 
 
+EMPTY = "It must not be empty."
+LONG = "It must have at most 100 characters."
+HIDING = "It must not contain control, invisible, direction-changing, private or unassigned characters."
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        "",
-        "   ",
-        "\u3000",
-        "a" * 101,
-        "Ann\r\nBcc: eve@example.com",
-        "Ann\0",
-        "Ann\x7f",
-        "Ann\u2028Lee",
-        "Ann\u202eeel",
-        "Ann\u200b",
-        "Ann\ufeff",
-        "Ann\u00ad",
-        "Ann\U000e0041",
-        "Ann\u2063",
-        "Ann\ufff9",
-        "Ann\ud800",
-        "Ann\ue000",
-        "Ann\U0010ffff",
-        "=?utf-8?q?Ann?=",
+        ("", EMPTY),
+        ("   ", EMPTY),
+        ("\u3000", EMPTY),
+        ("a" * 101, LONG),
+        ("Ann\r\nBcc: eve@example.com", HIDING),
+        ("Ann\0", HIDING),
+        ("Ann\x7f", HIDING),
+        ("Ann\u2028Lee", HIDING),
+        ("Ann\u202eeel", HIDING),
+        ("Ann\u200b", HIDING),
+        ("Ann\ufeff", HIDING),
+        ("Ann\u00ad", HIDING),
+        ("Ann\U000e0041", HIDING),
+        ("Ann\u2063", HIDING),
+        ("Ann\ufff9", HIDING),
+        ("Ann\ud800", HIDING),
+        ("Ann\ue000", HIDING),
+        ("Ann\U0010ffff", HIDING),
+        ("=?utf-8?q?Ann?=", "It must not contain '=?'."),
     ],
 )
-def test_names_that_hide_or_break_something_are_refused(text: str) -> None:
+def test_names_that_hide_or_break_something_are_refused(text: str, said: str) -> None:
     """Control, invisible, direction-changing, private, unassigned; encoded words; empty; too long."""
     with pytest.raises(InvalidRequest) as caught:
         users.name(text)
-    assert set(caught.value.errors) == {"name"}
+    assert caught.value.errors == {"name": said}
 
 
 def test_an_id_depends_on_key_and_address_alone() -> None:
-    """Stable over processes and versions: this very id is in brokers already."""
+    """Stable over processes and versions: this very id is in brokers already, and so is what goes with it."""
     assert Ids("k").user_id("ann@example.com") == "27t4gj3ygmzxw54xnw6iewbltw"
+    assert Ids("k").fingerprint == "chglhyrd5ndnrepkyd7spvzbof"
+    assert Ids("k").key_hash("abc") == "xm6hjladxowjtawzw7hce54xqc"
+    assert Ids("k").payload("ann@example.com", "Ann") == "iqcekzt6azci5fbjpvy2ykboeh"
     assert Ids("k").user_id("ann@example.com") != Ids("l").user_id("ann@example.com")
     assert is_user_id(Ids("k").user_id("ann@example.com"))
 
@@ -142,6 +180,7 @@ def test_what_is_derived_from_one_key_is_told_apart() -> None:
     ("header", "key"),
     [
         ("abc", "abc"),
+        ("a", "a"),
         ('"abc"', "abc"),
         (' "a b" ', "a b"),
         ('" a "', " a "),
@@ -159,7 +198,7 @@ def test_other_idempotency_keys_are_refused(header: str) -> None:
     """Empty, longer than 255, not printable ASCII, a quote inside."""
     with pytest.raises(InvalidRequest) as caught:
         users.idempotency_key(header)
-    assert set(caught.value.errors) == {"Idempotency-Key"}
+    assert caught.value.errors == {"Idempotency-Key": "It must be 1 to 255 printable ASCII characters."}
 
 
 def test_resends_are_named_by_the_day() -> None:
@@ -169,8 +208,10 @@ def test_resends_are_named_by_the_day() -> None:
 
 
 def test_nonces_differ() -> None:
-    """Of two creates at the same moment as well."""
-    assert len({users.nonce() for _ in range(1000)}) == 1000
+    """Of two creates at the same moment as well: 104 random bits."""
+    nonces = {users.nonce() for _ in range(1000)}
+    assert len(nonces) == 1000
+    assert {len(nonce) for nonce in nonces} == {26}
 
 
 def test_resend_day_is_utc() -> None:
