@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 QUIET_S = 1.5
 """At the beginning and at the end nothing is broken."""
-GAP_S = 1.4
+REST_S = 1.5
+"""What was broken is left alone for so long."""
+SHORTEST_S = 0.3
+GAP_S = 1.2
 """Between the beginnings of two steps, on average, in a short drill; up to twice that in a long one."""
 
 USERS = ("user_svc", "user_svc-2")
@@ -75,22 +78,21 @@ def plan(seed: int, seconds: float, *, cluster: bool = False) -> tuple[Step, ...
     deck: list[str] = []
     steps: list[Step] = []
     broken: dict[str, float] = {}  # until when, by target
-    at = QUIET_S
-    while True:
+    at, end = QUIET_S, seconds - QUIET_S
+    while at + SHORTEST_S <= end:
         if not deck:
             deck = [*kinds, *_HEAVY, *(("leader_kill",) * 2 if cluster else ())]
             rng.shuffle(deck)
         kind = deck.pop()
         whole = [target for target in kinds[kind] if broken.get(target, 0.0) <= at]
-        lasts = 0.0 if kind in _INSTANT else min(longest, rng.uniform(0.3, 0.8) + rng.expovariate(1.0))
-        draw, late_s = rng.getrandbits(32), rng.choice((0.02, 0.1, 0.4))
         if not whole:
             deck.insert(0, kind)  # later
-        else:
-            target = rng.choice(whole)
-            if at + lasts > seconds - QUIET_S:
-                return tuple(steps)
-            delay_s = late_s if kind == "delay" else 0.0
-            steps.append(Step(round(at, 3), kind, target, round(lasts, 3), draw, delay_s))
-            broken[target] = at + lasts + 0.5
-        at += rng.uniform(0.5, 1.5) * gap
+            at += 0.1
+            continue
+        target = rng.choice(whole)
+        lasts = 0.0 if kind in _INSTANT else min(longest, rng.uniform(SHORTEST_S, 0.8) + rng.expovariate(1.0), end - at)
+        delay_s = rng.choice((0.02, 0.1, 0.4)) if kind == "delay" else 0.0
+        steps.append(Step(round(at, 3), kind, target, round(lasts, 3), rng.getrandbits(32), delay_s))
+        broken[target] = at + lasts + REST_S
+        at += rng.uniform(0.6, 1.4) * gap
+    return tuple(steps)
