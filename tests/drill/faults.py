@@ -139,10 +139,10 @@ def _smtp(*choices: tuple[Phase, Callable[[random.Random], Action]], share: tupl
     async def broken(stack: Stack, step: Step, rng: random.Random) -> None:
         phase, action = rng.choice(choices)
         of_all = rng.choice(share)
-        stack.smtp.on(phase, lambda _: action(rng) if rng.random() < of_all else None)
+        stack.break_smtp(phase, lambda: action(rng) if rng.random() < of_all else None)
         await asyncio.sleep(step.seconds)
-        stack.smtp.on(phase, None)
-        if step.kind == "smtp_silent" or step.kind == "smtp_lost_dot":
+        stack.break_smtp(phase, lambda: None)
+        if step.kind in ("smtp_silent", "smtp_lost_dot"):
             # Who waits for the reply to a dot waits ten minutes, as the RFC wants it; the drill does not.
             for name in EMAILS:
                 for gate in stack.gates[f"{name}~smtp"]:

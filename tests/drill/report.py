@@ -2,6 +2,7 @@
 
 import sys
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -33,33 +34,30 @@ class Progress:
 
 
 def recoveries(history: History) -> list[tuple[float, str]]:
-    """Of each time that something was broken: how long until both a mail was accepted and a registration answered
-    with a 201 again, and what had been mended last.
+    """Of each time that something was broken: how long from its end until a mail was accepted again and a registration
+    was answered with a 201 again, whichever took longer, and what had been mended last.
 
-    Faults that overlap are one time, from the first's beginning to the last's end. While the clients were still there:
-    a 201 after the last of them cannot be expected.
+    Faults that overlap are one time, from the first's beginning to the last's end. What did not happen any more, for
+    all clients had theirs or all mails were out, is not waited for.
     """
     mails = sorted(t.accepted_at for t in history.transactions if t.accepted_at is not None)
     created = sorted(call.ended for call in history.calls if call.kind == "register" and call.status == 201)
     found = []
-    for began, fault in _times(history.faults):
-        after = [next((at for at in times if at >= fault.ended), None) for times in (mails, created)]
-        if began < max(created, default=0.0) and None not in after:
-            back = max(at for at in after if at is not None)
-            found.append((back - fault.ended, f"{fault.kind} {fault.target}"))
+    for fault in _last_of_each_time(history.faults):
+        after = [times[place] for times in (mails, created) if (place := bisect_left(times, fault.ended)) < len(times)]
+        found.append((max(after, default=fault.ended) - fault.ended, f"{fault.kind} {fault.target}"))
     return found
 
 
-def _times(faults: Iterable[Fault]) -> list[tuple[float, Fault]]:
-    """Unbroken times in which something was broken: when each began, and the fault that ended last."""
-    times: list[tuple[float, Fault]] = []
+def _last_of_each_time(faults: Iterable[Fault]) -> list[Fault]:
+    """Of each unbroken time in which something was broken the fault that ended last."""
+    last: list[Fault] = []
     for fault in sorted(faults, key=lambda fault: fault.began):
-        if times and fault.began <= times[-1][1].ended:
-            began, last = times[-1]
-            times[-1] = (began, max(last, fault, key=lambda fault: fault.ended))
+        if last and fault.began <= last[-1].ended:
+            last[-1] = max(last[-1], fault, key=lambda fault: fault.ended)
         else:
-            times.append((fault.began, fault))
-    return times
+            last.append(fault)
+    return last
 
 
 def summary(

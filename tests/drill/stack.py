@@ -6,6 +6,7 @@ between every two of them. All on loopback, on free ports, in one folder.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.drill.history import Rules
 from tests.drill.plan import EMAILS, USERS
 from tests.drill.proxy import Gate
 from tests.support.processes import NatsServer, Service, free_port, http_status, login, provisioned
-from tests.support.smtp_server import SmtpServer
+from tests.support.smtp_server import Action, Phase, Reply, SmtpServer, Transaction
 from tests.support.waiting import eventually
 
 RATE_PER_S = 250
@@ -49,6 +50,7 @@ class Stack:
         self.folder = folder
         self.cluster = cluster
         self.smtp = SmtpServer(bodies=False)
+        self._greylisted: set[str] = set()
         self.brokers = self._brokers(3 if cluster else 1)
         self.gates: dict[str, list[Gate]] = {}
         """By the name of the link; several where there are several brokers."""
@@ -60,6 +62,20 @@ class Stack:
         self.ended_by_themselves: list[str] = []
         self.stopping: set[str] = set()
         """Services that are down because somebody wants so."""
+
+    def usual(self, phase: Phase, mail: Transaction) -> Action | None:
+        """What the SMTP server does with a mail where nothing is broken: some mailboxes are unknown, some greylist."""
+        number = int("".join(filter(str.isdigit, mail.rcpt)) or 2)
+        if phase == "rcpt" and number % 70 == 0:
+            return Reply(550, "5.1.1 no such mailbox")
+        if phase == "rcpt" and number % 40 == 1 and mail.rcpt not in self._greylisted:
+            self._greylisted.add(mail.rcpt)
+            return Reply(450, "4.7.1 greylisted")
+        return None
+
+    def break_smtp(self, phase: Phase, action: Callable[[], Action | None]) -> None:
+        """What else it does in this phase from now on; None: as usual."""
+        self.smtp.on(phase, lambda mail: action() or self.usual(phase, mail))
 
     def _brokers(self, n: int) -> list[NatsServer]:
         if n == 1:
@@ -93,6 +109,7 @@ class Stack:
         await self.stop()
 
     async def _start(self) -> None:
+        self.break_smtp("rcpt", lambda: None)
         await self.smtp.listen()
         for broker in self.brokers:
             broker.start()
