@@ -16,8 +16,8 @@ from typing import Any, Literal
 from tests.drill.client import Http
 from tests.drill.history import Call
 
-IN_FLIGHT = 300
-_AGAIN_S = (0.1, 0.4)
+IN_FLIGHT = 200
+_AGAIN_MIN_S, _AGAIN_MAX_S = 0.2, 3.0
 _PATIENCE_S = 60.0
 
 
@@ -33,6 +33,7 @@ class Load:
         self._rng = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = 0
+        self._asking = 0
         self._failures: list[BaseException] = []
         """Of the drill's own code: no answer and no silence raises."""
 
@@ -40,7 +41,7 @@ class Load:
         """The load; what it has begun it brings to its end, and some of it takes until all is mended."""
         started = time.monotonic()
         while (elapsed := time.monotonic() - started) < seconds:
-            while self._begun < elapsed * self.rate and len(self._tasks) < IN_FLIGHT:
+            while self._begun < elapsed * self.rate and self._asking < IN_FLIGHT:
                 self._start(self._client(self._begun))
                 self._begun += 1
             await asyncio.sleep(0.01)
@@ -104,15 +105,18 @@ class Load:
         call: Callable[[], Awaitable[tuple[int | None, str | None]]],
         done: Callable[[int | None], bool],
     ) -> str | None:
-        """Repeats until the answer is a final one; the id in it, if it has one."""
-        end = time.monotonic() + _PATIENCE_S
+        """Repeats, less and less often, until the answer is a final one; the id in it, if it has one."""
+        again_s, end = _AGAIN_MIN_S, time.monotonic() + _PATIENCE_S
         while time.monotonic() < end:
+            self._asking += 1
             status, user_id = await call()
+            self._asking -= 1
             if done(status):
                 return user_id
             if status is not None and status != 503:
                 return None  # a refusal that nobody expects: the checker will say so
-            await asyncio.sleep(rng.uniform(*_AGAIN_S))
+            await asyncio.sleep(rng.uniform(0.5, 1) * again_s)
+            again_s = min(2 * again_s, _AGAIN_MAX_S)
         return None
 
     async def _register(
