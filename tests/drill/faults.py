@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contracts import subjects as s
 from tests.drill.history import Fault
 from tests.drill.plan import EMAILS, Step
-from tests.drill.stack import QUEUE_MAX_SIZE, Stack, broker_up
+from tests.drill.stack import QUEUE_MAX_SIZE, REPLAY, Stack, broker_up
 from tests.support.processes import NatsServer, Process
 from tests.support.smtp_server import Action, Late, Phase, Reply, Reset, Silence
 from tests.support.waiting import eventually
@@ -194,7 +194,7 @@ async def downtime(stack: Stack, step: Step, rng: random.Random) -> None:
 
 async def replay(stack: Stack, step: Step, rng: random.Random) -> None:
     """An operator has all dead letters sent again."""
-    await stack.operate("user_svc", "/dead-letters/replay", {"all": True, "per_second": 100})
+    await stack.operate("user_svc", REPLAY, {"all": True, "per_second": 100})
 
 
 FAULTS: dict[str, Break] = {

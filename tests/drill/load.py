@@ -41,7 +41,8 @@ class Load:
         """The load; what it has begun it brings to its end, and some of it takes until all is mended."""
         started = time.monotonic()
         while (elapsed := time.monotonic() - started) < seconds:
-            while self._begun < elapsed * self.rate and self._asking < IN_FLIGHT:
+            due = int(elapsed * self.rate) - self._begun
+            for _ in range(min(due, IN_FLIGHT - self._asking)):
                 self._start(self._client(self._begun))
                 self._begun += 1
             await asyncio.sleep(0.01)

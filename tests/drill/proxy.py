@@ -135,10 +135,10 @@ class _End(asyncio.Protocol):
         """RST; also where nothing is connected yet."""
         self.ended = True
         if self.transport is not None:
-            with contextlib.suppress(OSError, ValueError):  # closed already, as asyncio and as uvloop say it
-                self.transport.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
+            sock = self.transport.get_extra_info("socket")
+            if sock is not None:  # else it is closed already; so it is where this fails
+                with contextlib.suppress(OSError, ValueError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
 
 
