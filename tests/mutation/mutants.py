@@ -5,6 +5,10 @@
 Prints the mutants that nobody noticed, as diffs, and a line for each file. Exits with 1 if less than 90 % of a file's
 are killed, with 2 if it could not be measured. mutmut makes the mutants and runs them, on a copy in a directory that
 goes away. It changes functions only: what stands outside of them, constants and defaults, has tests that say its value.
+
+Some survive because nobody can tell them from the code: a clamp that is a little wider (backoff's exponent), `/` for
+`//` inside of `int()`, an early end of a search that would come to the same (SlidingWindow.take), an arm that only the
+types ask for (users.address), the epoch of a Memory that has heard nothing.
 """
 
 import argparse

@@ -301,6 +301,13 @@ def test_path_failures_back_off(verdict: Verdict, failures: int, most_s: float) 
     assert rested.state is None
 
 
+def test_unless_told_there_is_no_surge_and_no_rest() -> None:
+    """The defaults."""
+    for verdict, delay_s in ((Verdict.POLICY, 60.0), (Verdict.PATH, 0.05)):
+        decision = decide(attempted(verdict), History(), expires_at=LATER, others_pass=False, rules=RULES, draw=0.5)
+        assert decision.delay_s == pytest.approx(delay_s)
+
+
 def test_a_surge_of_refusals_is_the_paths_fault() -> None:
     """Refused by policy like all the others: nothing is charged, and the delay is the path's. Other verdicts count."""
     decision = follows(Verdict.POLICY, surge=True, others_pass=True)
