@@ -107,7 +107,7 @@ def truth(seen: Evidence) -> Iterator[Violation]:
         for call in calls:
             if call.status == 409 and call.kind == "register" and not _taken(seen, email, call):
                 yield Violation(law="truth", what="409, but nobody can have the address", at=call.ended)
-            if call.status == 404 and call.kind != "register" and _there(seen, email, call):
+            if call.status == 404 and _there(seen, email, call):
                 yield Violation(law="truth", what="404, but the user is there", user=call.user_id, at=call.ended)
             before = [each for each in seen.possible(email, "resend") if each.began < call.ended]
             if call.status == 429 and call.kind == "resend" and len(before) < _RESENDS_A_DAY:

@@ -180,6 +180,17 @@ def fault(d: Draft, kind: str, target: str, began: float, ended: float | None = 
     d.faults.append(Fault(kind=kind, target=target, began=began, ended=began if ended is None else ended, **more))
 
 
+def change(d: Draft, n: int, **changes: Any) -> None:
+    """The n-th change of the breaker is another one."""
+    d.changes[n] = replace(d.changes[n], **changes)
+
+
+def begin(d: Draft, *times: float) -> None:
+    """Dialogues that came to nothing."""
+    for at in times:
+        d.refused("ada.1", at, GREYLISTED)
+
+
 def good() -> Draft:
     """The history of the table above."""
     d = Draft()

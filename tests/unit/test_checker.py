@@ -6,8 +6,8 @@ Here: nothing is lost, and there are no ghosts. The other laws are in the files 
 import pytest
 
 from tests.drill.checker import LAWS, check, excused
-from tests.drill.evidence import Violation
-from tests.drill.history import History, Row
+from tests.drill.evidence import Evidence, Violation, event_in, revision_in
+from tests.drill.history import History, Row, Transaction
 from tests.drill.planted import Case, Cases
 from tests.drill.sample import RULES, Draft, address, calls, drop, edit, good, mail, of, vanish
 
@@ -18,6 +18,32 @@ breaks, allows, edge = CASES.breaks, CASES.allows, CASES.edge
 def test_good_history_passes() -> None:
     assert check(good().history()) == []
     assert excused(good().history()) == {"untold": 1}
+
+
+@pytest.mark.parametrize("what", ["keys", "rows", "transactions"])
+def test_nothing_can_be_left_out(what: str) -> None:
+    """Each key, row and dialogue of the good history is missed when it is gone; keys and rows also when there twice.
+
+    But for the mails of erased users: of them nothing is known any more.
+    """
+    erased = {row.event_id for row in good().rows if row.place == "erased"}
+    for n in range(len(getattr(good(), what))):
+        less, more = good(), good()
+        gone = getattr(less, what).pop(n)
+        getattr(more, what).append(gone)
+        if not (isinstance(gone, Transaction) and event_in(gone.message_id or "") in erased):
+            assert check(less.history()), gone
+        assert what == "transactions" or check(more.history()), gone
+
+
+def test_no_mail_comes_again() -> None:
+    """Each mail of the good history, once more two seconds later, is a copy without excuse."""
+    for n in range(len(good().transactions)):
+        d = good()
+        mail = d.transactions[n]
+        if mail.accepted_at is not None:
+            d.taken(event_in(mail.message_id or ""), mail.began + 2.5)
+            assert {violation.law for violation in check(d.history())} >= {"duplicate"}, mail
 
 
 def test_empty_history_passes() -> None:
@@ -55,6 +81,33 @@ def key_never_was(d: Draft) -> None:
 def key_of_a_201_may_be_erased(d: Draft) -> None:
     vanish(d, "ada.1")
     d.call("erase", "ada", 2.5, None)
+
+
+@pytest.mark.parametrize(("status", "lost"), [(199, False), (200, True), (299, True), (300, False), (503, False)])
+def test_what_promises_a_mail(status: int, lost: bool) -> None:
+    d = good()
+    d.call("register", "new", 50.0, status, user_id="new")
+    assert [violation.law for violation in check(d.history())] == ["lost"] * lost
+
+
+@pytest.mark.parametrize(("status", "latest"), [(None, 80.25), (204, 50.25), (499, 50.25), (500, 80.25), (503, 80.25)])
+def test_when_a_call_can_have_happened(status: int | None, latest: float) -> None:
+    d = Draft()
+    d.call("erase", "new", 50.0, status)
+    assert Evidence(d.history()).latest(d.calls[0]) == latest
+
+
+@pytest.mark.parametrize(
+    ("event", "revision"), [("ada.12", 12), ("ada", 0), ("ada.", 0), ("ada.x", 0), ("ada.\u00b2", 0), ("", 0)]
+)
+def test_revision_of_an_event(event: str, revision: int) -> None:
+    assert revision_in(event) == revision
+
+
+@allows
+def calls_and_dialogues_in_any_order(d: Draft) -> None:
+    for items in (d.calls, d.transactions, d.keys, d.rows, d.changes, d.faults):
+        items.reverse()
 
 
 @edge("lost", last=-29.249, first=-29.25)  # without an answer, it may come about 30 s later: until the 201 began
@@ -167,10 +220,10 @@ def call_began_with_the_mail(d: Draft, at: float) -> None:
     edit(d.calls, calls("ada", "register"), began=at)
 
 
-@pytest.mark.parametrize("status", [None, 500, 503, 599])
+@pytest.mark.parametrize("status", [None, 200, 299, 500, 503, 599])
 def test_mail_of_a_call_that_could_have_succeeded_is_no_ghost(status: int | None) -> None:
     d = good()
-    d.call("register", "zoe", 49.0, status)
+    d.call("register", "zoe", 49.0, status, user_id="zoe")
     d.key("zoe.99", 50.0)
     d.sent("zoe.99", 51.0)
     assert check(d.history()) == []
@@ -227,6 +280,29 @@ def erased_event_may_have_been_a_replay(d: Draft, at: float) -> None:
     drop(d.keys, of("ivy.12"))
     drop(d.rows, of("ivy.12"))
     drop(d.transactions, mail("ivy.12"))
+
+
+@allows
+def nothing_was_replayed(d: Draft) -> None:
+    drop(d.faults, lambda f: f.kind == "replay")
+
+
+@breaks(
+    "ghost: a mail that nobody asked for [zoe.98] at 50.000",
+    "ghost: a mail that nobody asked for [zoe.99] at 51.000",
+    "ghost: a mail that nobody asked for at 52.000",
+    "ghost: a mail of an event that the broker does not know [ada.99]",
+    "duplicate: a mail without Message-ID at 52.000",
+    "duplicate: a mail without Message-ID at 53.000",
+)
+def many_ghosts(d: Draft) -> None:
+    d.call("resend", "ada", 3.0, 503)
+    d.taken("zoe.98", 50.0)
+    d.taken("zoe.99", 51.0)
+    d.taken("zoe.97", 52.0)
+    d.taken("ada.98", 53.0)
+    edit(d.transactions, lambda t: t.began in (52.0, 53.0), message_id=None)
+    d.taken("ada.99", 54.0)
 
 
 @breaks("ghost: a key that nobody asked for [zoe.99]")

@@ -7,7 +7,15 @@ import pytest
 from tests.drill.checker import check
 from tests.drill.history import Books, Change, Row
 from tests.drill.planted import Case, Cases
-from tests.drill.sample import GREYLISTED, Draft, drop, edit, fault, good, of
+from tests.drill.sample import (
+    Draft,
+    begin,
+    drop,
+    edit,
+    fault,
+    good,
+    of,
+)
 
 CASES = Cases()
 breaks, allows, edge = CASES.breaks, CASES.allows, CASES.edge
@@ -131,12 +139,6 @@ def test_planted_messages_may_be_quarantined(quarantined: int) -> None:
     d = good()
     d.more |= {"quarantined": quarantined, "planted": 3}
     assert check(d.history()) == []
-
-
-def begin(d: Draft, *times: float) -> None:
-    """Dialogues that came to nothing."""
-    for at in times:
-        d.refused("ada.1", at, GREYLISTED)
 
 
 def begun(*times: float) -> Draft:
