@@ -129,6 +129,21 @@ rules-check:
     command -v promtool >/dev/null || { echo "this needs promtool: apt-get install prometheus" >&2; exit 1; }
     promtool check config deploy/prometheus/prometheus.yml && promtool test rules deploy/prometheus/tests/*.yml
 
+# Break everything under load for a minute and balance the books (--minutes 30 --seed 7 --cluster)
+[group('check')]
+drill *args:
+    exec uv run python -m tests.drill "$@"
+
+# Measure speed beside floors and peers, some ten minutes (--quick, --only MailFlow floor)
+[group('check')]
+bench *args:
+    uv run --group bench python -m tests.bench "$@"
+
+# Change the pure cores in small ways and count what their tests notice: 90 % of each file, or of those named
+[group('check')]
+mutants *files:
+    uv run --group mutation python -m tests.mutation.mutants "$@"
+
 # Build for one service after the other
 [group('check')]
 build-seq: (build "user") (build "email")

@@ -2,20 +2,20 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.processes import ROOT, nats_source
+from tests.support.recipes import just
 
 pytestmark = pytest.mark.skipif("://" in nats_source(), reason="a drill kills its broker: it needs one of its own")
 
 
 def drill(folder: Path, *arguments: str, within_s: float) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Runs it; what it printed, and what it found."""
-    command = [sys.executable, "-m", "tests.drill", "--json", str(folder / "found.json"), *arguments]
+    command = just("drill", "--json", str(folder / "found.json"), *arguments)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=within_s)
     said = done.stdout[-6000:] + done.stderr[-6000:]
     assert (folder / "found.json").exists(), said

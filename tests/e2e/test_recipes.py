@@ -40,6 +40,7 @@ def test_what_needs_no_system(clone: Path) -> None:
         (just("test-unit", *collect, tree=clone), "tests/property/test_limit_property.py"),
         (just("test-integration", *collect, tree=clone), "tests/integration/test_smtp.py"),
         (just("test-e2e", *collect, tree=clone), "tests/e2e/test_recipes.py"),
+        (just("bench", "--help", tree=clone), "--quick"),
         (just("--dry-run", "check-all", tree=clone), "_check-all"),
         (just("--dry-run", "test-cover", tree=clone), "--cov=email_svc"),
         (just("--dry-run", "test-seq", tree=clone), "workshop.py test"),

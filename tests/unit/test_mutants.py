@@ -3,11 +3,11 @@
 import importlib.util
 import re
 import subprocess
-import sys
 
 import pytest
 
 from tests.mutation.mutants import CORES, LEAST, ROOT, below, configuration, of_file, share, statuses, table
+from tests.support.recipes import just
 
 RESULTS = """
     user_svc.breaker.x_first__mutmut_1: killed
@@ -55,7 +55,7 @@ def test_a_file_is_tried_with_its_own_tests() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("mutmut") is None, reason="needs mutmut: uv sync --group mutation")
 def test_the_smallest_core_is_measured() -> None:
     """About twenty mutants, nearly all of them killed."""
-    command = [sys.executable, "-m", "tests.mutation.mutants", "email_svc/policies/backoff.py"]
+    command = just("mutants", "email_svc/policies/backoff.py")
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     line = re.fullmatch(r"email_svc/policies/backoff\.py +(\d+) +(\d+) .*", run.stdout.splitlines()[-1])
