@@ -85,7 +85,7 @@ class Evidence:
         """By address, in the order of beginning."""
         self.keys: dict[str, Key] = {key.event_id: key for key in history.keys}
         self.keys_of: dict[str, list[Key]] = _grouped((key.user_id, key) for key in history.keys)
-        self.rows: dict[str, list[Row]] = _grouped((row.event_id, row) for row in history.rows)
+        self.rows: dict[str, list[Row]] = _grouped((row.event_id, row) for row in _rows(history))
         self.ids: dict[str, str] = {}
         """The user's id by address."""
         self.emails: dict[str, str] = {}
@@ -177,6 +177,26 @@ class Evidence:
 
 
 _ON_THE_WAY = ("client", "user_svc", "broker")
+
+
+def _rows(history: History) -> list[Row]:
+    """All but attempts that came back from the dead.
+
+    nats-server keeps no record of a message that a newer one on its subject has replaced: when that newer one is
+    deleted and the broker then killed, the older one is there again after its start (tried with 2.15). Attempts are
+    the only rows that are both replaced and deleted. Nobody is misled, for the outcome is the newer row of the event.
+    """
+    outcomes = {row.event_id: row for row in history.rows if row.place in (*ENDS, "erased")}
+    killed = max((f.began for f in history.faults if f.kind in DEATHS and f.target == "broker"), default=0.0)
+
+    def returned(row: Row) -> bool:
+        end = outcomes.get(row.event_id)
+        if row.place != "attempts" or end is None or not 0 < row.stored_at < end.stored_at < killed:
+            return False
+        older = row.attempted_at == end.attempted_at[: len(row.attempted_at)] and row.total < end.total - 1
+        return older or end.place == "erased"
+
+    return [row for row in history.rows if not returned(row)]
 
 
 def _told(history: History) -> list[tuple[str, str]]:

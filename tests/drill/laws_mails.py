@@ -186,7 +186,7 @@ def _refused_for_good(seen: Evidence, row: Row) -> bool:
     return last is not None and any(
         (reply.phase, reply.code) == (last.phase, last.code) and permanent(reply)
         for mail in _dialogues(seen, row)
-        if mail.began <= row.at
+        if mail.began <= max(row.at, row.stored_at)  # the worker's clock is behind, never ahead
         for reply in mail.replies
     )
 

@@ -8,6 +8,8 @@ from tests.drill.checker import check
 from tests.drill.history import Books, Change, Row
 from tests.drill.planted import Case, Cases
 from tests.drill.sample import (
+    GREYLISTED,
+    TAKEN,
     Draft,
     begin,
     drop,
@@ -88,6 +90,46 @@ def event_has_an_outcome_twice(d: Draft) -> None:
 @breaks("ledger: attempts beside the outcome [cyd.3]")
 def attempts_were_not_removed(d: Draft) -> None:
     d.rows.append(Row(event_id="cyd.3", place="attempts"))
+
+
+def attempts_came_back(d: Draft, killed_at: float) -> None:
+    """cyd.3 was refused twice, the first row of attempts is there again after the broker's death."""
+    edit(
+        d.rows,
+        of("cyd.3"),
+        attempts=(GREYLISTED, GREYLISTED, TAKEN),
+        verdicts=("transient", "transient", "sent"),
+        attempted_at=(7.125, 7.5, 8.125),
+        total=3,
+        counted=2,
+    )
+    d.refused("cyd.3", 7.25, GREYLISTED)
+    d.rows.append(
+        Row(
+            event_id="cyd.3",
+            place="attempts",
+            attempts=(GREYLISTED,),
+            verdicts=("transient",),
+            attempted_at=(7.125,),
+            total=1,
+            counted=1,
+            stored_at=7.25,
+        )
+    )
+    fault(d, "kill", "broker", killed_at)
+
+
+@allows
+def attempts_came_back_from_the_dead(d: Draft) -> None:
+    attempts_came_back(d, 20.0)
+
+
+@breaks(
+    "ledger: attempts beside the outcome [cyd.3]",
+    "verdict: attempt with answer rcpt 450, which the SMTP server has not given [cyd.3]",
+)
+def attempts_came_back_without_a_death(d: Draft) -> None:
+    attempts_came_back(d, 7.75)
 
 
 @breaks("ledger: a dead letter without its outcome [ada.1]")
