@@ -53,13 +53,16 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
     event = s.event_id(user_id, key.seq)
     # Almost every event has an outcome, so that is asked first; but only the order queue, then outcome proves a loss,
     # for a mail's outcome is there before its queue entry goes.
-    if await broker.last(s.DELIVERIES, s.outcome(event, "*")) is not None:
+    outcome = await broker.last(s.DELIVERIES, s.outcome(event, "*"))
+    if outcome is not None and outcome.subject.endswith((f".{m.State.SENT}", f".{m.State.ERASED}")):
         return False
     if await broker.last(s.WELCOME_EMAILS, s.welcome_requested(event)) is not None:
         return False
-    if await broker.last(s.DELIVERIES, s.outcome(event, "*")) is not None:
-        return False
-    if await broker.subjects(s.DELIVERIES, s.outcome(event, "*")):
+    outcome = await broker.last(s.DELIVERIES, s.outcome(event, "*"))
+    if outcome is not None:
+        if not await _unburied(broker, event, outcome):
+            return False
+    elif await broker.subjects(s.DELIVERIES, s.outcome(event, "*")):
         return False  # it ended; only that the record of it is damaged on the broker's disk
     crash.point("reconciler.found")
     if isinstance(asked, m.UserRegistered):
@@ -70,6 +73,18 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
     metrics.RECONCILED.inc()
     log.warning("reconciler.republished", event_id=event)
     return True
+
+
+async def _unburied(broker: Broker, event: str, outcome: Stored) -> bool:
+    """Whether a dead or expired mail has no dead letter, though no replay took it: its worker died before it wrote one,
+    and the queue entry, by which another would have, was lost. Queued again, it is known and gets its letter."""
+    state = outcome.subject.rpartition(".")[2]
+    if state not in (m.State.DEAD, m.State.EXPIRED):
+        return False
+    if await broker.last(s.DEAD_LETTERS, s.dead_letter(event, state)) is not None:
+        return False
+    user_id, revision = s.split_event_id(event)
+    return await broker.last(s.USERS, s.again_key(user_id, f"r{revision}")) is None
 
 
 async def show(broker: Broker, seen: Books) -> None:

@@ -92,22 +92,35 @@ async def test_a_purged_queue_is_refilled(system: System, own: Broker) -> None:
 
 
 async def test_what_has_an_outcome_is_not_published_again(system: System, own: Broker) -> None:
-    """Sent, dead and expired stay what they are; a resend and a registration that were lost come back."""
+    """Sent, dead and expired stay what they are; a resend and a registration that were lost come back.
+
+    And so does a dead mail that has no dead letter, for its worker to write one; not if a replay took the letter.
+    """
     system.user.start()
     await system.user.ready()
     events = await register(system, 8)
     await are_queued(own, events)
+    unburied, replayed = await register(system, 2, "dead")
+    await are_queued(own, [*events, unburied, replayed])
     async with httpx.AsyncClient(base_url=system.user.url) as client:
         answer = await client.post(f"/v1/users/{s.split_event_id(events[4])[0]}/welcome-email")
         events.append(answer.json()["event_id"])
-    await are_queued(own, events)
-    for event, state in zip(events, ("sent", "sent", "dead", "expired"), strict=False):
+    await are_queued(own, [*events, unburied, replayed])
+    ended = [*zip(events, ("sent", "sent", "dead", "expired"), strict=False), (unburied, "dead"), (replayed, "dead")]
+    for event, state in ended:
         outcome = m.Outcome(event_id=event, state=m.State(state), at=datetime.now(UTC))
         await own.store(s.outcome(event, state), m.OUTCOME.encode(outcome))
+        if state != "sent" and event not in (unburied, replayed):
+            await own.store(s.dead_letter(event, state), b"{}")
+    user_id, revision = s.split_event_id(replayed)
+    again = m.WelcomeAgain(user_id=user_id, repeats=replayed, why=m.Why.REPLAY, nonce="", asked_at=datetime.now(UTC))
+    seq = await own.store(s.again_key(user_id, f"r{revision}"), m.WELCOME_AGAIN.encode(again))
+    await are_queued(own, [*events, unburied, replayed, s.event_id(user_id, seq)])
+    events += [unburied, s.event_id(user_id, seq)]
     await own.api(f"STREAM.PURGE.{s.WELCOME_EMAILS}")
     await are_queued(own, events[4:])
     await eventually(lambda: "reconciler.done" in system.user.text(), within_s=5)
-    assert await metric(system, "user_service_reconciled_total") == 5
+    assert await metric(system, "user_service_reconciled_total") == 7
     assert await queued(own) == set(events[4:])
 
 

@@ -390,6 +390,7 @@ class Session:
             case Reset(accept=accept, body_bytes=body_bytes):
                 self._take(phase, code if accept else 0)
                 if body_bytes is not None:
+                    now.replies[-1] = (phase, code, text)
                     await self._say(code, text)
                     await self.reader.readexactly(body_bytes)
                 self.reset()
