@@ -23,7 +23,7 @@ _PATH = frozenset({"path", "configuration"})
 _MESSAGE_PHASES = ("rcpt", "data", "dot")
 _DEADLINE_S = 0.01
 _SENT_LATER_S = 0.5
-"""Between the server's log of an accepted mail and its worker's."""
+"""Between the server's log of an accepted mail and the time that its worker wrote down, either way."""
 
 
 # --- copies ----------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _others_passed(seen: Evidence, event: str, row: Row, n: int) -> bool:
     """Whether another mail was taken between an attempt and the one before it."""
     if n == 0 or not row.attempted_at:
         return False
-    since, until = row.attempted_at[n - 1] - _SENT_LATER_S - seen.late_s, row.attempted_at[n]
+    since, until = row.attempted_at[n - 1] - _SENT_LATER_S - seen.late_s, row.attempted_at[n] + _SENT_LATER_S
     return seen.others_taken(event, since, until)
 
 

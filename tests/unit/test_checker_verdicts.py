@@ -194,12 +194,12 @@ def another_mail_passed_before_a_server_stood_still(d: Draft, first: float) -> N
     d.more["stood_still_s"] = 0.5
 
 
-@edge("verdict", last=16.125, first=16.1249)
+@edge("verdict", last=15.625, first=15.6249)
 def another_mail_passed_after_this_attempt(d: Draft, second: float) -> None:
     two_path_failures(d, 14.0, second)
 
 
-@edge("verdict", last=16.0625, first=16.0624)
+@edge("verdict", last=15.5625, first=15.5624)
 def mail_whose_end_is_not_known_passed_when_taken(d: Draft, second: float) -> None:
     two_path_failures(d, 14.0, second)
     edit(d.transactions, mail("fay.6"), ended=0.0)
@@ -221,7 +221,7 @@ def path_failure_at_an_unknown_time_was_charged(d: Draft) -> None:
     edit(d.rows, of("eve.5", "expired"), attempted_at=())
 
 
-@edge("verdict", last=22.125, first=22.124)  # a mail of its own, at 21.125, is not another's
+@edge("verdict", last=21.625, first=21.624)  # a mail of its own, at 21.125, is not another's
 def only_its_own_mail_passed(d: Draft, second: float) -> None:
     d.taken("eve.5", 21.0, told=False)
     edit(d.transactions, lambda t: t.began == 20.0, ended=20.5)
