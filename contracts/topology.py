@@ -316,11 +316,12 @@ async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: b
     """`of_new`: of a stream that was made just now."""
     name = consumer.name
     info = await _info(broker, f"CONSUMER.INFO.{stream}.{name}")
+    if info is None and mode == "verify":
+        raise BadStart(f"consumer {name} of {stream} is missing: {_MAKE} or set PROVISION=auto")
+    if info is None and not of_new:
+        await asyncio.sleep(_DELETED_S)
+        info = await _info(broker, f"CONSUMER.INFO.{stream}.{name}")  # another was faster
     if info is None:
-        if mode == "verify":
-            raise BadStart(f"consumer {name} of {stream} is missing: {_MAKE} or set PROVISION=auto")
-        if not of_new:
-            await asyncio.sleep(_DELETED_S)
         config = {"durable_name": name, "name": name, **consumer.config, **await _paused_at_birth(broker, name)}
         call = f"CONSUMER.CREATE.{stream}.{name}"
         if "filter_subject" in config:
@@ -349,7 +350,10 @@ async def _paused_at_birth(broker: Broker, consumer: str) -> dict[str, str]:
     if consumer != s.EMAIL_SVC:
         return {}
     stored = await broker.last(s.CONTROL, s.BREAKER_KEY)
-    until = None if stored is None or not stored.data else paused_until(BREAKER.decode(stored.data))
+    try:
+        until = None if stored is None or not stored.data else paused_until(BREAKER.decode(stored.data))
+    except msgspec.DecodeError:
+        until = None  # no record of ours: it begins anew, closed
     return {} if until is None else {"pause_until": until.isoformat()}
 
 

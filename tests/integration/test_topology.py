@@ -140,6 +140,15 @@ async def test_a_consumer_that_is_made_anew_while_it_is_deleted_can_be_paused(
     await deleter.close()
 
 
+async def test_an_unreadable_record_of_the_breaker_keeps_no_consumer_from_being_made(empty: Broker) -> None:
+    """Or a guard that has just started, whose clock is the consumer's, could mend neither: no mail would move."""
+    await provision(empty)
+    await empty.store(s.BREAKER_KEY, b'{"kind": "control.breaker.v1"')
+    await empty.api(f"CONSUMER.DELETE.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
+    await t.remake_queue_consumer(empty, 100_000)
+    assert await t.missing(empty, "email_svc") == []
+
+
 async def is_there(broker: Broker, consumer: str) -> bool:
     try:
         await broker.api(f"CONSUMER.INFO.{consumer}")

@@ -13,13 +13,14 @@ from datetime import UTC, datetime, timedelta
 from contracts import messages as m
 from contracts import subjects as s
 from contracts import topology
-from contracts.runtime.broker import ApiError, Broker, StreamFull, Unavailable, connect
+from contracts.runtime.broker import ApiError, StreamFull, Unavailable, connect
 from contracts.runtime.lifecycle import cancelled
 from email_svc.decision import Phase
 from tests.support.delivery_laws import Danger, Mail, broken_laws
 from tests.support.email_workers import ACK_WAIT_S, EmailWorkers
-from tests.support.guards import Replica
+from tests.support.guards import CONSUMER, QUEUE_MAX_SIZE, Replica
 from tests.support.load import pending
+from tests.support.machines import consumer_deleted, restarted
 from tests.support.processes import NatsServer
 from tests.support.smtp_server import Action, Drop, Reply, Reset, Silence, SmtpServer, Transaction
 from tests.support.waiting import eventually
@@ -171,18 +172,13 @@ class Deliveries:
     async def remake_consumer(self) -> None:
         """Deleted, and made again: all that is in the queue is new to it."""
         with self._danger(to_many=True):
-            with contextlib.suppress(ApiError):
-                await self.bus.api(f"CONSUMER.DELETE.{s.WELCOME_EMAILS}.{s.EMAIL_SVC}")
-            await topology.remake_queue_consumer(self.bus, 100_000)
+            await consumer_deleted(self.bus, CONSUMER)
+            await topology.remake_queue_consumer(self.bus, QUEUE_MAX_SIZE)
 
     async def restart_broker(self) -> None:
         """kill -9, and a start with what it had stored."""
-        brokers: list[Broker] = [self.bus, self.guard.broker]
         with self._danger(to_many=True):
-            self.nats.kill()
-            self.nats.start()
-            await self.nats.ready()
-            await eventually(lambda: all(broker.client.is_connected for broker in brokers), within_s=20)
+            await restarted(self.nats, [self.bus, self.guard.broker])
 
     @contextlib.contextmanager
     def _danger(self, *, worker: str | None = None, to_many: bool = False) -> Iterator[None]:
@@ -205,13 +201,16 @@ class Deliveries:
         return found
 
     async def end_well(self) -> None:
-        """Nothing is in the way any more: every mail ends, as it may, and the books balance."""
+        """Nothing is in the way any more: every mail ends, as it may, though all come again, and the books balance."""
         self._scripts.clear()
         if not self.workers:
             self.start_worker()
         reconciling = asyncio.create_task(self._keep_reconciled())
         try:
             await eventually(self._all_ended, within_s=SETTLED_WITHIN_S, what="every mail has ended")
+            for mail in self.mails:
+                await self.publish_again(mail)
+            await eventually(self._all_ended, within_s=SETTLED_WITHIN_S, what="every mail is known to have ended")
         finally:
             await cancelled(reconciling)
         broken = []
