@@ -41,6 +41,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1.0, help="how long it takes, all in all (1)")
     parser.add_argument("--seed", type=int, help="of the plan of faults and of what the clients do (random)")
     parser.add_argument("--rate", type=float, default=120.0, help="registrations a second (120)")
+    parser.add_argument("--at-least", type=int, default=0, metavar="N", help="go on until there were so many 201s")
     parser.add_argument("--cluster", action="store_true", help="three brokers, every stream on all of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, for machines")
     parser.add_argument("--keep", action="store_true", help="keep the folder with all logs in any case")
@@ -74,7 +75,7 @@ class Drill:
             async with self._beside(stack, load, faults, breaker):
                 self.doing = "breaking"
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(load.run(seconds))
+                    group.create_task(load.run(seconds, at_least=arguments.at_least))
                     group.create_task(faults.run())
                 self.doing = "mended"
                 await load.finish()
