@@ -21,10 +21,11 @@ from tests.bench.peers import celery, faststream, missing
 from tests.bench.plot import plot
 from tests.bench.report import report
 from tests.bench.results import FLOOR, PEERS, SELF, STACKS, SYNCS, Results
-from tests.bench.scale import peak_mb, scaled
+from tests.bench.scale import scaled
 from tests.bench.sink import Sink
 from tests.bench.speed import FULL, TINY, Size, measured
 from tests.bench.stacks import Start, bare, mailflow
+from tests.bench.usage import peak_mb
 
 HERE = Path(__file__).resolve().parent
 COLD, SCALE = "cold", "scale"

@@ -18,18 +18,12 @@ from tests.bench.load import load
 from tests.bench.sink import Sink
 from tests.bench.speed import accepted
 from tests.bench.stacks import mailflow, requested, user_id
-from tests.support.processes import Process, Service
+from tests.bench.usage import peak_mb
+from tests.support.processes import Service
 
 _LOOKS = 30
 _PAGE = 100
 _MAILS = 2000
-
-
-def peak_mb(process: Process) -> float:
-    """The most memory that it ever had, resident."""
-    assert process.child is not None
-    status = Path(f"/proc/{process.child.pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 async def scaled(folder: Path, users: int, *, load_s: float) -> dict[str, float]:

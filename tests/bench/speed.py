@@ -16,6 +16,7 @@ import nats
 from tests.bench.load import load
 from tests.bench.sink import Sink
 from tests.bench.stacks import Stack
+from tests.bench.usage import cpu_ms
 from tests.support.waiting import eventually
 
 _SENT_WITHIN_S = 300
@@ -32,6 +33,8 @@ class Size:
     outage_s: float
     connections: int = 64
 
+
+SERVICES = ("API", "worker")
 
 FULL = Size(load_s=3, rate=100, rate_s=4, backlog=2000, outage_s=4)
 TINY = Size(load_s=0.3, rate=50, rate_s=0.5, backlog=60, outage_s=0.4, connections=8)
@@ -57,7 +60,10 @@ async def measured(stack: Stack, sink: Sink, size: Size, *, outage: bool) -> dic
 
     per_s: list[float] = []
     await registered(size.load_s / 6)  # warm: connections, caches, the loops' credit
+    used = [cpu_ms(service) for service in stack.services]
     sent, taken, latencies = await registered(size.load_s)
+    for service, before, name in zip(stack.services, used, SERVICES, strict=True):
+        found[f"CPU of the {name} a user ms"] = (cpu_ms(service) - before) / len(sent)
     found["registrations/s"] = per_s[-1]
     found["registration p50 ms"] = at(0.5, latencies) * 1000
     found["registration p99 ms"] = at(0.99, latencies) * 1000
