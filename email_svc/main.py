@@ -15,7 +15,7 @@ from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
 from contracts.runtime.clock import BrokerClock
 from contracts.runtime.durability import check_durability
-from contracts.runtime.lifecycle import Stop, cancelled, serving
+from contracts.runtime.lifecycle import Stop, cancelled, serving, settled
 from contracts.runtime.process import BadStart, connect_as
 from email_svc import metrics
 from email_svc.admin import routes as admin_routes
@@ -101,6 +101,7 @@ async def main(settings: Settings) -> int:
         await stack.enter_async_context(worker.loop)
         stack.push_async_callback(worker.loop.stop, grace_s=_DRAIN_S)
         stack.push_async_callback(cancelled, asyncio.create_task(worker.run()))
+        settled()
         log.info("process.ready", metrics_port=settings.metrics_port)
         await stop.event.wait()
     log.info("process.stopped")

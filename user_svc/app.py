@@ -18,7 +18,7 @@ from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
 from contracts.runtime.durability import check_durability
-from contracts.runtime.lifecycle import Stop, cancelled, serving
+from contracts.runtime.lifecycle import Stop, cancelled, serving, settled
 from contracts.runtime.process import connect_as
 from user_svc import api, metrics
 from user_svc.admin import routes as admin_routes
@@ -117,6 +117,7 @@ async def main(settings: Settings) -> int:
         rpc = Rpc(broker, registrar, traffic)
         await rpc.start()
         stack.push_async_callback(rpc.stop, grace_s=_DRAIN_S)
+        settled()
         listening = True
         log.info("process.ready", http_port=settings.http_port, metrics_port=settings.metrics_port)
         await stop.event.wait()
@@ -133,14 +134,19 @@ def build_app(store: Store, registrar: Registrar, traffic: Traffic, audit: Audit
         docs_url=None,  # it would load scripts from another host
         redoc_url=None,
         redirect_slashes=False,  # a gateway would follow the redirect itself
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are user_svc.edge's
     )
-    app.include_router(routes(store, registrar, audit, settings))
-    for route in app.routes:
-        if isinstance(route, APIRoute):
-            for method in route.methods or ():
-                metrics.ERRORS.labels(method, route.path)
-                metrics.ERRORS.labels(method, "(none)")  # refused before its route is known
-    app.add_middleware(Edge, traffic=traffic)
+    router = routes(store, registrar, audit, settings)
+    app.include_router(router)
+    direct: dict[tuple[str, str], APIRoute] = {}
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        for method in route.methods or ():
+            metrics.ERRORS.labels(method, route.path)
+            metrics.ERRORS.labels(method, "(none)")  # refused before its route is known
+            if "{" not in route.path:
+                direct[method, route.path] = route
+    app.add_middleware(Edge, traffic=traffic, direct=direct)
     app.add_exception_handler(HTTPException, http_exception)
 
     async def problem(_: Request, exc: Exception) -> Response:

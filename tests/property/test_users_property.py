@@ -2,7 +2,9 @@
 
 import unicodedata
 
-from hypothesis import assume, given
+import pytest
+from email_validator import validate_email
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from contracts.subjects import event_id, is_user_id, split_event_id
@@ -33,6 +35,26 @@ def test_canonical_is_canonical(text: str) -> None:
     assert users.address(found.mailbox) == found
     assert found.canonical == found.canonical.lower()
     assert found.mailbox.isascii()
+
+
+@given(st.from_regex(r"[a-z0-9A-Z._+-]{1,66}@[A-Za-z0-9.-]{1,30}|.{1,9}@.{1,9}", fullmatch=True) | ADDRESSES)
+@example("a@b@example.com")
+@example("Postmaster@example.com")
+@example("a@xn--bcher-kva.example")
+@example("a@EXAMPLE.com.")
+@example("a@b\u00fccher.example")
+@example("a" * 65 + "@example.com")
+@settings(deadline=None)  # the first one loads the tables of IDNA
+def test_the_short_way_says_what_the_library_says(text: str) -> None:
+    """Whether an address is taken, and what is made of it, does not hang on its being plain."""
+    try:
+        found = validate_email(text, check_deliverability=False, allow_smtputf8=False, strict=True)
+    except ValueError:
+        with pytest.raises(InvalidRequest):
+            users.address(text)
+        return
+    local, domain = found.ascii_local_part or found.local_part, (found.ascii_domain or found.domain).lower()
+    assert users.address(text) == users.Address(f"{local}@{domain}", f"{local.lower()}@{domain}")
 
 
 @given(ADDRESSES, st.randoms(use_true_random=False))
