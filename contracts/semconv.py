@@ -58,6 +58,8 @@ def answering(headers: traces.Headers) -> AbstractContextManager[Span]:
 def answered(method: str, route: str, status: int) -> None:
     """What the request under way came to; `route` is the template of its path, or the subject (method RPC)."""
     one = get_current_span()
+    if not one.is_recording():
+        return
     one.update_name(f"{method} {route}")
     if method == "RPC":
         one.set_attributes({RPC_SYSTEM: "nats", RPC_METHOD: route, RPC_STATUS: str(status)})

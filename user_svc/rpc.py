@@ -34,7 +34,8 @@ from nats.aio.subscription import Subscription
 
 from contracts import semconv
 from contracts import subjects as s
-from contracts.runtime.broker import Broker, drain
+from contracts.runtime.broker import Broker
+from contracts.runtime.pull import drain
 from user_svc import api, metrics
 from user_svc.edge import Traffic, harmless_id
 from user_svc.errors import Problem, TryLater

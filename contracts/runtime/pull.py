@@ -15,15 +15,16 @@ forgot to wake (end of a pause) is replaced within that second.
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 
 import structlog
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from contracts.runtime.broker import Broker, Unavailable, drain
+from contracts.runtime.broker import Broker, Unavailable
 
 log = structlog.get_logger()
 
@@ -346,3 +347,19 @@ class PullLoop:
         except Exception:  # noqa: BLE001 - outermost loop: nothing may end it
             self._log.exception("pull.handler_failed", sequence=message.sequence)
             await message.nak(1.0)
+
+
+async def drain(client: Client, subscriptions: Iterable[Subscription]) -> None:
+    """Returns when the broker sends no more for them and all that it has sent went through their callbacks. Then they
+    are to be unsubscribed, or the client would subscribe anew when it reconnects.
+
+    What `Subscription.drain` is for; but there the PING overtakes the UNSUB, so that a message which arrives between
+    the two is dropped (measured under load: 40 requests in 60 stops, messages of a pull in 27 of 4500).
+    """
+    subscriptions = tuple(subscriptions)
+    for each in subscriptions:
+        await client._send_unsubscribe(each._id)
+    await client.flush()
+    await client.flush()  # the second PING is written after all that was pending at the first
+    for each in subscriptions:
+        await each._pending_queue.join()

@@ -95,7 +95,8 @@ def failed(one: Span, error_type: str) -> None:
 def headers() -> dict[str, str]:
     """The current span's context as headers for what it sends; empty where there is none."""
     carrier: dict[str, str] = {}
-    _W3C.inject(carrier)
+    if trace.get_current_span() is not INVALID_SPAN:
+        _W3C.inject(carrier)
     return carrier
 
 

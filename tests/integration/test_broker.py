@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from nats.aio.msg import Msg
 
-from contracts.runtime.broker import NO_STREAM, ApiError, Broker, Conflict, StreamFull, Unavailable, connect, drain
+from contracts.runtime.broker import NO_STREAM, ApiError, Broker, Conflict, StreamFull, Unavailable, connect
+from contracts.runtime.pull import drain
 from tests.support.processes import NatsServer, stopping
 from tests.support.waiting import eventually
 
