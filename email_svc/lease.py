@@ -8,6 +8,7 @@ worker's by then (contracts.runtime.pull: `Message.ours`).
 """
 
 import asyncio
+import contextlib
 from types import TracebackType
 
 from contracts.runtime.broker import Unavailable
@@ -21,6 +22,7 @@ class Lease:
 
     def __init__(self, message: Message) -> None:
         self._message = message
+        self._keeper: asyncio.Task[None] | None = None
 
     @property
     def valid(self) -> bool:
@@ -28,21 +30,23 @@ class Lease:
         return self._message.ours
 
     async def __aenter__(self) -> "Lease":
-        self._keeper = asyncio.create_task(self._keep())
+        # Most messages are gone before: a timer costs less than a task.
+        self._timer = asyncio.get_running_loop().call_later(RENEW_EVERY_S, self._begin)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._keeper.cancel()
+        self._timer.cancel()
+        if self._keeper is not None:
+            self._keeper.cancel()
+
+    def _begin(self) -> None:
+        self._keeper = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_EVERY_S)
-            if self._message.lapsed:
-                return
+        while not self._message.lapsed:
             # On another connection too: while the reply to a dot is awaited, nobody else should have the message.
-            try:
+            with contextlib.suppress(Unavailable):  # not confirmed: it runs out unless the next one is
                 await self._message.keep(timeout_s=2.0)
-            except Unavailable:
-                continue  # not confirmed: it runs out unless the next one is
+            await asyncio.sleep(RENEW_EVERY_S)

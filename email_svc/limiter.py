@@ -83,10 +83,15 @@ class Limiter:
         self._sent: tuple[int, float] | None = None
         """Revision of our last write and when it was sent: its republished time is a sample with both ends."""
 
+    @property
+    def unlimited(self) -> limit.Token | None:
+        """A token for any mail, if there is no limit."""
+        return _NO_LIMIT if self._settings.rpm == 0 and self._settings.per_day is None else None
+
     async def take(self) -> limit.Token:
         """Waits until one mail may begin, now. Whoever does anything else first looks at `good` before it begins."""
-        if self._settings.rpm == 0 and self._settings.per_day is None:
-            return _NO_LIMIT
+        if self.unlimited is not None:
+            return self.unlimited
         while True:
             future: asyncio.Future[limit.Token] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
