@@ -197,7 +197,7 @@ def defang(name: str) -> str:
     is "J. R. R. Tolkien", "evil.example" is no host any more. Line ends and other controls become a space, invisible
     characters (direction overrides among them) go.
     """
-    shown = "".join(_visible(char) for char in name)
+    shown = name if name.isprintable() else "".join(_visible(char) for char in name)
     shown = _DOT_IN_WORD.sub(r"\1 ", _LINK_SIGNS.sub(" ", shown))
     return " ".join(shown.split())
 

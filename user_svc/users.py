@@ -90,7 +90,7 @@ def name(text: str) -> str:
         problem = "It must not be empty."
     elif len(found) > NAME_MAX:
         problem = f"It must have at most {NAME_MAX} characters."
-    elif any(unicodedata.category(c) in _NO_NAME and c not in _JOINERS for c in found):
+    elif not found.isprintable() and any(unicodedata.category(c) in _NO_NAME and c not in _JOINERS for c in found):
         problem = "It must not contain control, invisible, direction-changing, private or unassigned characters."
     elif "=?" in found:
         problem = "It must not contain '=?'."

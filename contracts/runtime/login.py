@@ -41,13 +41,25 @@ class NoTls(nats.errors.Error):
 
 
 class CarefulClient(Client):
-    """nats-py's client, but for four things that it does.
+    """nats-py's client, but for five things that it does.
 
     It would send the password in the clear to a broker that does not ask for TLS, though we have a CA for it. After a
     handshake that failed it would wait for the end of that connection, which (up to Python 3.11) never comes. And the
     answer to a `flush` that was given up would end its reading: deaf, until its own pings told it so. So would one
-    message with headers or a reply subject that it cannot read, which anybody may send who may send at all.
+    message with headers or a reply subject that it cannot read, which anybody may send who may send at all. And it
+    looks at each character of a header's name: 6 % of the processor time of a registration.
     """
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for line in raw.split(b"\r\n"):
+            name, colon, value = line.partition(b":")
+            if colon and name.isascii():
+                key = name.strip().decode()
+                if not key or key.split() == [key]:
+                    found[key] = value.strip().decode("utf-8", "replace")
+        return found
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection and "tls" in self.options and not info.get("tls_required"):
