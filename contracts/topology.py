@@ -35,6 +35,10 @@ _DELETED_S = 0.5
 loses its own with them, can never be paused or let go on again, and is forgotten at the broker's next start."""
 _NEW_S = 10.0
 """So young a stream's consumers are missing because nobody made them yet."""
+_DAMAGED = (
+    " because what the broker kept of it is damaged: stop the broker, remove obs/<consumer> from the stream's folder, "
+    "and start it; nothing is lost by that"
+)
 _PASSING = frozenset({10004, 10005, 10008, 10009, 10023})
 """err_codes of a cluster on its way: incomplete, no peers, temporarily unavailable, no leader, no resources."""
 
@@ -331,7 +335,8 @@ async def _consumer(broker: Broker, stream: str, consumer: Consumer, *, owner: b
         except ApiError as exc:
             info = await _info(broker, f"CONSUMER.INFO.{stream}.{name}")  # another service was faster
             if info is None:
-                raise _for_good(exc, f"consumer {name} of {stream} cannot be created") from exc
+                damaged = "creating store" in exc.description
+                raise _for_good(exc, f"consumer {name} of {stream} cannot be created{_DAMAGED * damaged}") from exc
     found = info["config"]
     for key, wanted in consumer.config.items():
         if key not in consumer.changes and key != "pause_until" and _differs(found.get(key), wanted):
