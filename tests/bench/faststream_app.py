@@ -31,10 +31,14 @@ STREAMS: dict[str, dict[str, Any]] = {
     "PEER_SENT": {"subjects": ["peer.sent.*"], "max_msgs_per_subject": 1},
 }
 DURABLE = "mail"
-_NONE_BEFORE = {"Nats-Expected-Last-Subject-Sequence": "0"}
 _WRONG_LAST_SEQUENCE = 10071
 
 broker = NatsBroker(os.environ.get("NATS_URL", "nats://127.0.0.1:4222"), logger=None)
+
+
+def _durably() -> dict[str, Any]:
+    """Made anew each time, for nats-py writes into the headers."""
+    return {"headers": {"Nats-Expected-Last-Subject-Sequence": "0"}, "timeout": 10}
 
 
 class NewUser(BaseModel):
@@ -61,7 +65,7 @@ async def register(user: NewUser) -> Registered:
     """One durable write: the user, and what is to be sent."""
     user_id = hashlib.sha256(user.email.lower().encode()).hexdigest()[:26]
     try:
-        await broker.publish(user, f"peer.user.{user_id}", stream="PEER_USERS", headers=dict(_NONE_BEFORE))
+        await broker.publish(user, f"peer.user.{user_id}", stream="PEER_USERS", **_durably())
     except BadRequestError as exc:
         if exc.err_code == _WRONG_LAST_SEQUENCE:
             raise HTTPException(409, "taken") from exc
@@ -96,7 +100,7 @@ async def deliver(user: NewUser, message: NatsMessage, jetstream: JsClient) -> N
         await smtp.connect()
     await smtp.sendmail("welcome@mailflow.local", [user.email], MAIL)
     _idle.append(smtp)
-    await broker.publish({"state": "sent"}, sent, stream="PEER_SENT", headers=dict(_NONE_BEFORE))
+    await broker.publish({"state": "sent"}, sent, stream="PEER_SENT", **_durably())
 
 
 if __name__ == "__main__":

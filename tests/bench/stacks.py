@@ -124,6 +124,7 @@ async def mailflow(
             "RATE_LIMIT_RPM": "0",
             "WORKER_CONCURRENCY": str(AT_ONCE),
             "CIRCUIT_BREAKER_TIMEOUT": "1s",
+            "HTTP_REQUEST_TIMEOUT": "10s",  # as the others: who gives up sooner would have the better latency
             "QUEUE_MAX_SIZE": str(queue_max_size),
         }
         user = Service("user_svc", folder, env | login("user_svc"))
