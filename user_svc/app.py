@@ -112,7 +112,13 @@ async def main(settings: Settings) -> int:
         registrar, traffic = Registrar(store, broker, settings), Traffic(settings.http_max_in_flight)
         app = build_app(store, registrar, traffic, audit, settings)
         await stack.enter_async_context(
-            serving(app, host=settings.http_host, port=settings.http_port, variable="HTTP_PORT")
+            serving(
+                app,
+                host=settings.http_host,
+                port=settings.http_port,
+                variable="HTTP_PORT",
+                message_s=settings.http_request_timeout_s + 1.0,  # our own 408 comes first
+            )
         )
         rpc = Rpc(broker, registrar, traffic)
         await rpc.start()

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import structlog
 import uvicorn
 
+from contracts.runtime.connection import impatient
+
 log = structlog.get_logger()
 
 T = TypeVar("T")
@@ -71,8 +73,12 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any, *, host: str, port: int, variable: str, grace_s: float = 5.0) -> AsyncIterator[None]:
+async def serving(
+    app: Any, *, host: str, port: int, variable: str, grace_s: float = 5.0, message_s: float = 5.0
+) -> AsyncIterator[None]:
     """Serves an ASGI application while the body runs; requests under way may finish within `grace_s`.
+
+    A client that takes longer than `message_s` to send a request, or to read some of an answer, is cut off.
 
     Raises:
         PortTaken: names the port and the variable that moves it.
@@ -85,11 +91,12 @@ async def serving(app: Any, *, host: str, port: int, variable: str, grace_s: flo
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=impatient(message_s),
         ws="none",
         lifespan="off",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # uvicorn would take X-Forwarded-For for the peer, from anybody on this machine
         log_config=None,
         timeout_graceful_shutdown=int(grace_s),
         # Longer than clients and gateways keep an idle connection: who closes first must be the one that sends.
