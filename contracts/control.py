@@ -63,7 +63,7 @@ def paused_until(record: BreakerRecord) -> datetime | None:
     """Until when the consumer of the queue is to be paused; None: not at all."""
     if record.state is not Breaker.OPEN:
         return None
-    return FAR if record.open_until is None else record.open_until + timedelta(seconds=MARGIN_S)
+    return FAR if record.open_until is None else min(FAR, record.open_until) + timedelta(seconds=MARGIN_S)
 
 
 class Ask(Wire, frozen=True, kw_only=True, tag="breaker.ask.v1"):

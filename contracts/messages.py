@@ -24,7 +24,14 @@ class Codec(Generic[T]):
 
     def __init__(self, kind: type[T]) -> None:
         self.encode = msgspec.json.Encoder().encode
-        self.decode = msgspec.json.Decoder(kind).decode
+        self._decode = msgspec.json.Decoder(kind).decode
+
+    def decode(self, data: bytes) -> T:
+        """One of that kind."""
+        try:
+            return self._decode(data)
+        except (UnicodeDecodeError, RecursionError) as exc:  # not UTF-8; nested without end
+            raise msgspec.DecodeError(type(exc).__name__) from exc
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -204,7 +211,30 @@ DEAD_LETTER = Codec(DeadLetter)
 AUDIT = Codec(Audit)
 
 LEDGER_ROW: msgspec.json.Decoder[Attempts | Outcome] = msgspec.json.Decoder(Attempts | Outcome)
-"""Decodes whatever row of an event is the newest."""
+"""Decodes a row of either kind."""
+
+
+def ledger_row(subject: str, data: bytes, at: datetime) -> tuple[Attempts | Outcome, bool]:
+    """Whatever row of an event is the newest, and whether it can be read.
+
+    One that cannot, or that tells of another event or state than its subject, is what the subject says, for the broker
+    keeps the books by it: attempts of which nothing is known and the next is due, or an outcome without a history.
+    `at` is the broker's time of its write. An outcome of no known state has ended the mail all the same: dead.
+    """
+    _, user_id, revision, *kind = subject.split(".")
+    event_id = f"{user_id}.{revision}"
+    try:
+        row = LEDGER_ROW.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    else:
+        if row.event_id == event_id and kind == (["outcome", row.state] if isinstance(row, Outcome) else ["attempts"]):
+            return row, True
+    if kind == ["attempts"]:
+        return Attempts(event_id=event_id, history=History(), due_at=at), False
+    state = next((state for state in State if state == kind[-1]), State.DEAD)
+    return Outcome(event_id=event_id, state=state, at=at, reason="the ledger's row cannot be read"), False
+
 
 KINDS: dict[str, Codec[Any]] = {
     "user.registered.v1": USER_REGISTERED,

@@ -66,7 +66,8 @@ def split_event_id(event: str) -> tuple[str, int]:
         ValueError: not of the form `<user_id>.<revision>`.
     """
     user_id, dot, revision = event.partition(".")
-    if not (dot and is_user_id(user_id) and revision.isascii() and revision.isdigit() and revision[0] != "0"):
+    number = revision.isascii() and revision.isdigit() and revision[0] != "0" and len(revision) < 20  # 64 bits
+    if not (dot and is_user_id(user_id) and number):
         raise ValueError(f"{event!r:.80} is not an event id <user_id>.<revision>")
     return user_id, int(revision)
 
@@ -137,5 +138,10 @@ def quarantined(sequence: int) -> str:
 
 
 def event_in(subject: str, user_id: str) -> str:
-    """The event id in a subject that holds one of this user's, e.g. `deliveries.<user_id>.<revision>.attempts`."""
-    return event_id(user_id, int(subject.partition(f".{user_id}.")[2].partition(".")[0]))
+    """The event id in a subject that holds one of this user's, e.g. `deliveries.<user_id>.<revision>.attempts`.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    revision = subject.partition(f".{user_id}.")[2].partition(".")[0]
+    return event_id(*split_event_id(f"{user_id}.{revision}"))

@@ -184,7 +184,7 @@ class Delivery:
         if now >= event.expires_at:
             return await self._end(event, row, m.State.EXPIRED, _history(row), "the deadline passed")
         if row is not None and isinstance(row.value, m.Attempts) and row.value.due_at > now:
-            return Later((row.value.due_at - now).total_seconds())
+            return Later((min(row.value.due_at, event.expires_at) - now).total_seconds())
         try:
             mail = self._composer.compose(
                 event_id=event.event_id,

@@ -15,7 +15,8 @@ from contracts import messages as m
 from contracts import semconv
 from contracts import subjects as s
 from contracts.runtime import crash
-from contracts.runtime.broker import Broker, Conflict
+from contracts.runtime.broker import Broker, Conflict, Stored
+from contracts.runtime.logs import without_addresses
 from email_svc import metrics
 
 log = structlog.get_logger()
@@ -43,7 +44,7 @@ class Ledger:
     async def look_up(self, event_id: str) -> Row | None:
         """The outcome, else the attempts so far; None: nothing was tried yet."""
         stored = await self._broker.last(s.DELIVERIES, s.delivery_rows(event_id))
-        return None if stored is None else Row(m.LEDGER_ROW.decode(stored.data), stored.seq)
+        return None if stored is None else Row(_read(stored), stored.seq)
 
     async def end(self, outcome: m.Outcome, row: Row | None) -> m.Outcome:
         """Writes the outcome of an event and returns the one that holds: another worker's, if that came first.
@@ -62,8 +63,8 @@ class Ledger:
             kept = await self._broker.last(s.DELIVERIES, s.outcome(outcome.event_id, "*"))
             if kept is None:  # in flight (clusters), or an erased marker that went just now
                 raise
-            holds = m.OUTCOME.decode(kept.data)
-            if holds != outcome:
+            holds = _read(kept)
+            if isinstance(holds, m.Outcome) and holds != outcome:
                 return holds
         crash.point("ledger.outcome_written")
         if row is not None:
@@ -135,7 +136,7 @@ class Ledger:
         seq = await self._broker.store(s.dead_letter(outcome.event_id, outcome.state), m.DEAD_LETTER.encode(letter))
         crash.point("ledger.letter_written")
         holds = await self._broker.last(s.DELIVERIES, s.outcome(outcome.event_id, "*"))
-        if holds is not None and m.OUTCOME.decode(holds.data).state is m.State.ERASED:
+        if holds is not None and holds.subject == s.outcome(outcome.event_id, m.State.ERASED):
             await self._broker.delete(s.DEAD_LETTERS, seq)
             return False
         return True
@@ -145,7 +146,7 @@ class Ledger:
 
         Nothing in it can be trusted: its words must not end a header, nor its size make the broker hang up.
         """
-        printable = "".join(char if char.isprintable() else " " for char in reason)[:200]
+        printable = "".join(char if char.isprintable() else " " for char in without_addresses(reason))[:200]
         await self._broker.store(
             s.quarantined(sequence),
             data[: self._broker.client.max_payload - _HEADERS_BYTES],
@@ -158,3 +159,12 @@ class Ledger:
         """Takes the queue entry of an erased user out so that its bytes go too."""
         await self._broker.delete(s.WELCOME_EMAILS, sequence)
         crash.point("ledger.entry_erased")
+
+
+def _read(stored: Stored) -> m.Attempts | m.Outcome:
+    """A row; where it cannot be read, what its subject says, so that the mail ends all the same."""
+    row, readable = m.ledger_row(stored.subject, stored.data, stored.time)
+    if not readable:
+        log.error("ledger.unreadable_row", sequence=stored.seq, event_id=row.event_id)
+        metrics.LEDGER_UNREADABLE.inc()
+    return row

@@ -33,6 +33,7 @@ OUTCOMES = Counter("email_service_outcomes", "Mails that ended, by state.", ["st
 UNKNOWN = Counter("email_service_unknown_outcomes", "Attempts whose final dot was never answered.")
 DEDUPED = Counter("email_service_deduplicated", "Deliveries of the queue that the ledger knew as done.", ["state"])
 QUARANTINED = Counter("email_service_quarantined", "Messages without a trustworthy id.")
+LEDGER_UNREADABLE = Counter("email_service_ledger_unreadable", "Looks at a row of the ledger that cannot be read.")
 LEASE_LOST = Counter("email_service_lease_lost", "Attempts given up before the dot, for the message may be another's.")
 IN_HAND = Gauge("email_service_messages_in_hand", "Messages that are being handled.")
 TOKEN_WAIT = Histogram(

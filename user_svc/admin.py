@@ -12,7 +12,8 @@ from contracts import messages as m
 from contracts import subjects as s
 from contracts.audit import Auditor
 from contracts.runtime.admin import Refused, acting, body_as, json_response
-from contracts.runtime.broker import ApiError, Broker, Unavailable
+from contracts.runtime.broker import ApiError, Broker, Stored, Unavailable
+from contracts.runtime.logs import without_addresses
 from contracts.runtime.settings import duration_s
 from user_svc.breaker_guard import Guard
 from user_svc.dead_letters import DeadLetters, Filter, Replay, view
@@ -62,7 +63,7 @@ def routes(
             raise Refused(422, f"for: {exc}") from exc
 
         async def open_() -> None:
-            await guard.open(for_s, body.reason)
+            await guard.open(for_s, without_addresses(body.reason))
             await guard.look()  # so that the answer says what the broker shows now
 
         await act(request, "breaker-open", body.for_ or "until further notice", open_)
@@ -72,7 +73,7 @@ def routes(
         body: Close = body_as(Close, await acting(request, token))
 
         async def close() -> None:
-            await guard.close(body.reason)
+            await guard.close(without_addresses(body.reason))
             await guard.look()
 
         await act(request, "breaker-close", "", close)
@@ -131,7 +132,7 @@ def routes(
             info = await broker.api(f"STREAM.INFO.{s.AUDIT}")
             last = info["state"]["last_seq"]
             rows = [await broker.at(s.AUDIT, seq) for seq in range(last, max(0, last - 100), -1)]
-            return {"audit": [m.AUDIT.decode(row.data) for row in rows if row is not None]}
+            return {"audit": [_audit_view(row) for row in rows if row is not None]}
 
         return await show(newest)
 
@@ -175,6 +176,13 @@ def _breaker_view(guard: Guard, settings: Settings) -> dict[str, Any]:
             {"at": r.since, "state": r.state, "epoch": r.epoch, "reason": r.reason} for r in reversed(guard.transitions)
         ],
     }
+
+
+def _audit_view(row: Stored) -> m.Audit | dict[str, int]:
+    try:
+        return m.AUDIT.decode(row.data)
+    except msgspec.DecodeError:
+        return {"unreadable": row.seq}
 
 
 def _number(text: str, highest: int) -> int:

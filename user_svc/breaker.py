@@ -31,6 +31,8 @@ SURGE_OF = 50
 SURGE_MORE_THAN = 20
 _RENEW_AFTER_S = 1.0
 _WAIT_S = 1.0
+_LAPSE_MAX_S = 3600.0
+"""Whatever a worker asks for: a permit that never lapses would hold the round for ever."""
 
 CONFIGURATION, POLICY = "configuration", "policy"  # verdicts of email_svc, as they are reported
 
@@ -208,7 +210,7 @@ def asked(
 def _permitted(record: BreakerRecord, ask: Ask, now: datetime, *, round_: int, issued: int) -> BreakerRecord:
     kept = {worker: permit for worker, permit in record.permits.items() if permit.round >= round_ - 1}
     kept[ask.worker] = Permit(
-        nonce=ask.nonce, round=round_, given_at=now, lapses_at=now + timedelta(seconds=ask.lapse_s)
+        nonce=ask.nonce, round=round_, given_at=now, lapses_at=now + timedelta(seconds=min(ask.lapse_s, _LAPSE_MAX_S))
     )
     return msgspec.structs.replace(record, round=round_, issued=issued, permits=kept)
 

@@ -37,6 +37,8 @@ _SLOW_S = 1.0
 _TRIES = 4
 _END_MARGIN_S = 0.25
 _HISTORY = 50
+_SUCCESSES_MAX = 1_000_000
+"""In one report, of a second or so. Sums of absurd figures would end the counting of all the others."""
 
 Change = Callable[[c.BreakerRecord, int], c.BreakerRecord | None]
 """A rule: the record and its revision in, the record to be written out. None: nothing to write."""
@@ -207,6 +209,8 @@ class Guard:
 
     async def _reported(self, raw: Msg) -> None:
         report = c.REPORTED.decode(raw.data)
+        if not 0 <= report.successes <= _SUCCESSES_MAX:
+            raise msgspec.ValidationError("no worker has so many successes")
         async with self._hearing:  # in the order in which they came
             record = self.record or (await self._read())[0]
             if report.epoch > record.epoch:

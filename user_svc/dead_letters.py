@@ -212,7 +212,11 @@ def _decoded(row: Stored) -> m.DeadLetter | None:
     if row.subject.startswith("dead_letters.quarantine."):
         return None
     try:
-        return m.DEAD_LETTER.decode(row.data)
-    except msgspec.DecodeError:
-        log.error("dead_letters.undecodable", sequence=row.seq)
-        return None
+        letter = m.DEAD_LETTER.decode(row.data)
+        s.split_event_id(letter.event_id)
+        if row.subject == s.dead_letter(letter.event_id, letter.state):
+            return letter
+    except ValueError:  # msgspec's errors among them
+        pass
+    log.error("dead_letters.undecodable", sequence=row.seq)
+    return None

@@ -9,6 +9,7 @@ Problem                 status, type and title are the class's; detail is the in
 ├── BodyTooLarge        413
 ├── UnsupportedType     415
 ├── RequestTimeout      408  the body did not arrive in time
+├── Unreadable          500  the user's record was written by no version of ours
 └── TryLater            503  nothing is known to have happened; repeat with the same Idempotency-Key
 """
 
@@ -68,6 +69,10 @@ class UnsupportedType(Problem):
 
 class RequestTimeout(Problem):
     status, kind, title = 408, "request-timeout", "The body did not arrive in time"
+
+
+class Unreadable(Problem):
+    status, kind, title = 500, "unreadable-record", "The user's record cannot be read"
 
 
 class TryLater(Problem):

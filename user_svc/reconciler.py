@@ -7,7 +7,6 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-import msgspec
 import structlog
 
 from contracts import messages as m
@@ -16,9 +15,10 @@ from contracts.runtime import crash
 from contracts.runtime.broker import ApiError, Broker, Stored, StreamFull, Unavailable
 from contracts.runtime.process import BadStart
 from user_svc import metrics
+from user_svc.errors import Unreadable
 from user_svc.ledger import Books, Drain, age_of_next_s, books, count, oldest_age_s
 from user_svc.relay import Relay
-from user_svc.store import walk
+from user_svc.store import asked_in, walk
 
 log = structlog.get_logger()
 
@@ -40,17 +40,13 @@ async def reconcile(broker: Broker, relay: Relay) -> int:
 
 
 async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
+    if key.subject.split(".")[2] not in ("u", "again"):
+        return False
     try:
-        match key.subject.split(".")[2:]:
-            case ["u", user_id]:
-                asked: m.UserRegistered | m.WelcomeAgain = m.USER_REGISTERED.decode(key.data)
-            case ["again", user_id, _]:
-                asked = m.WELCOME_AGAIN.decode(key.data)
-            case _:
-                return False
-    except msgspec.DecodeError:
+        asked = asked_in(key.subject, key.data)
+    except Unreadable:
         return False  # the relay has said so; it must not keep the others from being mended
-    event = s.event_id(user_id, key.seq)
+    event = s.event_id(asked.user_id, key.seq)
     # Almost every event has an outcome, so that is asked first; but only the order queue, then outcome proves a loss,
     # for a mail's outcome is there before its queue entry goes.
     outcome = await broker.last(s.DELIVERIES, s.outcome(event, "*"))
@@ -65,10 +61,13 @@ async def _mend(broker: Broker, relay: Relay, key: Stored) -> bool:
     elif await broker.subjects(s.DELIVERIES, s.outcome(event, "*")):
         return False  # it ended; only that the record of it is damaged on the broker's disk
     crash.point("reconciler.found")
-    if isinstance(asked, m.UserRegistered):
-        await relay.publish(asked, key.seq, m.Why.REGISTRATION, key.time, key.headers)
-    else:
-        await relay.publish_again(asked, key.seq, key.time, key.headers)
+    try:
+        if isinstance(asked, m.UserRegistered):
+            await relay.publish(asked, key.seq, m.Why.REGISTRATION, key.time, key.headers)
+        else:
+            await relay.publish_again(asked, key.seq, key.time, key.headers)
+    except Unreadable:
+        return False  # its user
     crash.point("reconciler.republished")
     metrics.RECONCILED.inc()
     log.warning("reconciler.republished", event_id=event)
@@ -127,6 +126,7 @@ async def keep_reconciled(
     next_at = loop.time() + interval_s
     gap_since: float | None = None
     lost_since, lost_told = loop.time(), 0
+    hopeless, patience_s = 0, after_s
     missing = False
     while True:
         await asyncio.sleep(look_every_s * random.uniform(0.8, 1.2))  # replicas look at different moments
@@ -149,9 +149,13 @@ async def keep_reconciled(
             elif now - lost_since >= after_s and lost != lost_told:
                 lost_told = lost  # nothing here can mend it; GET says 404, and the address is free again
                 log.error("ledger.users_lost", at_least=lost)
-            if now >= next_at or (gap_since is not None and now - gap_since >= after_s):
+            if seen.missing != hopeless:
+                patience_s = after_s
+            if now >= next_at or (gap_since is not None and now - gap_since >= patience_s):
                 mended = await reconcile(broker, relay)
                 log.info("reconciler.done", gap=seen.missing, republished=mended)
+                # The same gap again, of an unreadable record say, is not worth a walk over all users each time.
+                hopeless, patience_s = (0, after_s) if mended else (seen.missing, min(2 * patience_s, interval_s))
                 next_at, gap_since = loop.time() + interval_s, None
         except StreamFull:
             log.info("reconciler.queue_full")

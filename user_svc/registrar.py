@@ -12,6 +12,7 @@ import msgspec
 
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Unavailable
+from contracts.runtime.logs import without_addresses
 from user_svc import api, users
 from user_svc.erasure import erase
 from user_svc.errors import BodyTooLarge, InvalidRequest, NotFound, TryLater
@@ -109,4 +110,5 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes | bytearray) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise InvalidRequest(f"The body is not as documented: {exc}") from exc
+        # It may quote a field's name, which may be anything.
+        raise InvalidRequest(f"The body is not as documented: {without_addresses(str(exc))[:200]}") from exc

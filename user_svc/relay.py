@@ -14,7 +14,6 @@ import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
-import msgspec
 import structlog
 
 from contracts import messages as m
@@ -25,8 +24,9 @@ from contracts.runtime.broker import ApiError, Broker, Conflict, StreamFull, Una
 from contracts.runtime.pull import Message, PullLoop
 from user_svc import metrics
 from user_svc.erasure import erase
+from user_svc.errors import Unreadable
 from user_svc.settings import Settings
-from user_svc.store import living
+from user_svc.store import asked_in, living, user_in
 
 log = structlog.get_logger()
 
@@ -73,23 +73,26 @@ class Relay:
             raise
 
     async def _do(self, message: Message) -> None:
-        kind = message.subject.split(".")[2]
+        _, _, kind, user_id, *_ = message.subject.split(".")
+        if kind == "erase":
+            # The key is the order, whatever it holds: from its writing on the API takes the user for erased.
+            if s.is_user_id(user_id):
+                await erase(self._broker, user_id, email_deadline_s=self._settings.email_deadline_s)
+            else:
+                log.error("relay.erases_nobody", sequence=message.sequence)
+                metrics.RELAY_UNDECODABLE.inc()
+                # It could never be carried out, and while an erasure is under way the books are not judged.
+                await self._broker.delete(s.USERS, message.sequence)
+            return
         try:
-            match kind:
-                case "u":
-                    user = m.USER_REGISTERED.decode(message.data)
-                    await self.publish(user, message.sequence, m.Why.REGISTRATION, message.stored_at, message.headers)
-                case "again":
-                    again = m.WELCOME_AGAIN.decode(message.data)
-                    await self.publish_again(again, message.sequence, message.stored_at, message.headers)
-                case "erase":
-                    user_id = m.ERASE_USER.decode(message.data).user_id
-                    await erase(self._broker, user_id, email_deadline_s=self._settings.email_deadline_s)
-                case _:
-                    log.error("relay.unknown_key", sequence=message.sequence)
-        except msgspec.DecodeError as exc:
+            asked = asked_in(message.subject, message.data)
+            if isinstance(asked, m.UserRegistered):
+                await self.publish(asked, message.sequence, m.Why.REGISTRATION, message.stored_at, message.headers)
+            else:
+                await self.publish_again(asked, message.sequence, message.stored_at, message.headers)
+        except Unreadable as exc:
             # Written by no version of ours. Nothing is deleted: it stays in the bucket for a person to look at.
-            log.error("relay.undecodable", sequence=message.sequence, reason=str(exc))
+            log.error("relay.undecodable", sequence=message.sequence, reason=exc.detail)
             metrics.RELAY_UNDECODABLE.inc()
 
     async def publish(
@@ -156,7 +159,7 @@ class Relay:
             crash.point("relay.key_removed")
             log.info("relay.user_gone", user_id=again.user_id)
             return
-        user, repeated = m.USER_REGISTERED.decode(kept.data), await self._headers_of_key(again.repeats)
+        user, repeated = user_in(kept), await self._headers_of_key(again.repeats)
         crash.point("relay.user_read")
         await self.publish(user, revision, again.why, asked_at, headers, repeated)
 

@@ -159,7 +159,7 @@ def routes(store: Store, registrar: Registrar, audit: Auditor, settings: Setting
         until = registrar.deadline()
         user_id = checked_id(request.path_params["user_id"])
         await registrar.finish_erase(user_id, until)  # one that was broken off earlier
-        await store.user(user_id, until)
+        await store.record(user_id, until)
         await store.ask_erase(user_id, datetime.now(UTC), until)
         await audit(request, "erase", user_id)
         await registrar.finish_erase(user_id, until)

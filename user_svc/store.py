@@ -9,20 +9,26 @@ the stream's leader until it is known or the time is up.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
 import msgspec
+import structlog
 
 from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime import crash, traces
 from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
 from contracts.runtime.process import BadStart
-from user_svc.errors import EmailTaken, InvalidRequest, NotFound, TooManyResends, TryLater
+from user_svc.errors import EmailTaken, InvalidRequest, NotFound, TooManyResends, TryLater, Unreadable
 from user_svc.users import Address, Ids, nonce, resend_nonces
 
+log = structlog.get_logger()
+
 _TRY_AGAIN_S = 0.05
+_RECORD_MAX_BYTES = 16_384
+"""None of ours is as large as the request that it was made of may be. The event made of one must fit into a message."""
 _UNREACHABLE = "The message broker does not answer. Repeat the request, with the same Idempotency-Key."
 
 
@@ -50,6 +56,34 @@ class Mail(msgspec.Struct, frozen=True):
     @property
     def attempts(self) -> tuple[m.Attempt, ...]:
         return self.row.history.attempts if self.row is not None else ()
+
+
+def asked_in(subject: str, data: bytes) -> m.UserRegistered | m.WelcomeAgain:
+    """What a key `u` or `again` asks for.
+
+    Raises:
+        Unreadable: no version of ours has written it, or it tells of another user than its key.
+    """
+    kind, user_id = subject.split(".")[2:4]
+    codec: m.Codec[m.UserRegistered] | m.Codec[m.WelcomeAgain] = m.USER_REGISTERED if kind == "u" else m.WELCOME_AGAIN
+    try:
+        record = codec.decode(data)
+    except msgspec.DecodeError as exc:
+        raise Unreadable(str(exc)) from exc
+    if record.user_id != user_id or not s.is_user_id(user_id) or len(data) > _RECORD_MAX_BYTES:
+        raise Unreadable("its user is not its key's, or it is too large")
+    return record
+
+
+def user_in(stored: Stored) -> m.UserRegistered:
+    """The user whose registration a key `u` holds. Raises `Unreadable`, which the log then knows."""
+    try:
+        record = asked_in(stored.subject, stored.data)
+        assert isinstance(record, m.UserRegistered)
+    except Unreadable as exc:
+        log.error("user.unreadable", sequence=stored.seq, reason=exc.detail)
+        raise Unreadable("Somebody has to look at it. It can be erased.") from exc
+    return record
 
 
 class Store:
@@ -110,7 +144,10 @@ class Store:
             return User(record, stored)
         if await self._erased(user_id, stored.seq, deadline):
             raise EraseUnderWay(user_id)
-        kept = m.USER_REGISTERED.decode(stored.data)
+        try:
+            kept = user_in(stored)
+        except Unreadable as exc:
+            raise EmailTaken from exc
         if kept.nonce != record.nonce:
             raise EmailTaken
         return User(kept, stored.seq)
@@ -150,12 +187,17 @@ class Store:
         """A user by id.
 
         Raises:
-            NotFound: no such user, or erased.
+            NotFound: no such user, or erased. Unreadable: there is one, but what.
         """
+        stored = await self.record(user_id, deadline)
+        return User(user_in(stored), stored.seq)
+
+    async def record(self, user_id: str, deadline: float) -> Stored:
+        """A user's record, whatever is in it. Raises `NotFound`."""
         stored = await self._last(s.USERS, s.user_key(user_id), deadline)
         if stored is None or await self._erased(user_id, stored.seq, deadline):
             raise NotFound("There is no user with this id.")
-        return User(m.USER_REGISTERED.decode(stored.data), stored.seq)
+        return stored
 
     async def _erased(self, user_id: str, revision: int, deadline: float) -> bool:
         erase = await self._last(s.USERS, s.erase_key(user_id), deadline)
@@ -168,9 +210,14 @@ class Store:
         if again is None or again.seq < user.revision:
             event, requested_at = s.event_id(user_id, user.revision), user.record.created_at
         else:
-            event, requested_at = s.event_id(user_id, again.seq), m.WELCOME_AGAIN.decode(again.data).asked_at
-        row = await self._last(s.DELIVERIES, s.delivery_rows(event), deadline)
-        return Mail(event, requested_at, None if row is None else m.LEDGER_ROW.decode(row.data))
+            event, requested_at = s.event_id(user_id, again.seq), again.time
+        stored = await self._last(s.DELIVERIES, s.delivery_rows(event), deadline)
+        if stored is None:
+            return Mail(event, requested_at, None)
+        row, readable = m.ledger_row(stored.subject, stored.data, stored.time)
+        if not readable:
+            log.error("ledger.unreadable_row", sequence=stored.seq, event_id=event)
+        return Mail(event, requested_at, row)
 
     async def resend(self, user: User, now: datetime, deadline: float) -> str:
         """Asks for another mail and returns its event id.
@@ -191,21 +238,21 @@ class Store:
             if isinstance(stored, int):
                 crash.point("resend.written")
                 return s.event_id(user_id, stored)
-            if m.WELCOME_AGAIN.decode(stored.data).nonce == mine.nonce:
-                return s.event_id(user_id, stored.seq)
+            with contextlib.suppress(msgspec.DecodeError):
+                if m.WELCOME_AGAIN.decode(stored.data).nonce == mine.nonce:
+                    return s.event_id(user_id, stored.seq)
         raise TooManyResends
 
     async def page(self, cursor: int, limit: int, deadline: float) -> list[User]:
-        """Up to `limit` users with sequences above `cursor`, in the order of registration."""
+        """Up to `limit` users with sequences above `cursor`, in the order of registration; without unreadable ones."""
         found: list[User] = []
         try:
             async with asyncio.timeout_at(deadline):
                 async for rows in walk(self._broker, pattern=s.USER_KEYS, after=cursor, window=limit + 4):
-                    found += [
-                        User(m.USER_REGISTERED.decode(row.data), row.seq)
-                        for row in rows
-                        if row.subject.startswith("$KV.USERS.u.")
-                    ]
+                    for row in rows:
+                        if row.subject.startswith("$KV.USERS.u."):
+                            with contextlib.suppress(Unreadable):
+                                found.append(User(user_in(row), row.seq))
                     if len(found) >= limit:
                         break
         except (Unavailable, ApiError, TimeoutError) as exc:

@@ -75,11 +75,15 @@ class CarefulClient(Client):
                 transport.close()  # type: ignore[no-untyped-call]
             raise
 
-    async def _process_msg(self, *message: Any) -> None:
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
-            await super()._process_msg(*message)
+            await super()._process_msg(sid, subject, reply, data, headers)
         except (ValueError, LookupError) as exc:  # not its text, which quotes the message
             log.error("broker.unreadable_message", reason=type(exc).__name__)
+            if reply.startswith(b"$JS.ACK."):
+                # Of a stream: dropped, it would come again and again. Who gets what can be read of it decides.
+                readable = subject.decode("utf-8", "replace").encode()
+                await super()._process_msg(sid, readable, reply, data, b"")
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].cancelled():

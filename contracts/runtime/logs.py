@@ -12,14 +12,21 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 Format = Literal["console", "json"]
 
-_ADDRESS = re.compile(r"[^\s<>\"'=,:;()\[\]]+@[^\s<>\"',;()\[\]]+")
+# Begins where a word does: tried from each of its letters, a word of a megabyte would take an hour.
+_ADDRESS = re.compile(r"(?<![^\s<>\"'`=,:;()\[\]@])[^\s<>\"'`=,:;()\[\]@]+@[^\s<>\"'`,;()\[\]]+")
+_VALUE_MAX_CHARS = 10_000
+
+
+def without_addresses(text: str) -> str:
+    """The text with `<address>` for each address in it: words that came from outside may hold some."""
+    return _ADDRESS.sub("<address>", text) if "@" in text else text
 
 
 def _without_addresses(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Last line of defence: a library's message or a traceback may quote what it was given."""
     for key, value in event.items():
-        if isinstance(value, str) and "@" in value:
-            event[key] = _ADDRESS.sub("<address>", value)
+        if isinstance(value, str):
+            event[key] = without_addresses(value)[:_VALUE_MAX_CHARS]
     return event
 
 

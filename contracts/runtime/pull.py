@@ -31,6 +31,8 @@ log = structlog.get_logger()
 ACK_WAIT_S = 30
 """The broker hands a message to another after so long without a word; of every durable that is pulled."""
 _LEASE_MARGIN_S = 5.0
+_NAK_MAX_S = 86_400.0
+"""A delay that is too long for the broker's 64 bits would count as none."""
 EXPIRES_S = 1.0
 _GRACE_S = 0.5
 _RETIRED_S = 30.0
@@ -84,6 +86,7 @@ class Message:
         """Given back, to come again after a delay. Unsaid where it may be another's: the broker would take our word."""
         if not self.ours:
             return
+        delay_s = min(delay_s, _NAK_MAX_S)
         await self._say(b'-NAK {"delay": %d}' % int(delay_s * 1e9) if delay_s > 0 else b"-NAK")
 
     async def keep(self, timeout_s: float) -> None:

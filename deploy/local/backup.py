@@ -223,9 +223,9 @@ async def _mend(broker: Broker, ledger_from: int) -> None:
         for row in rows:
             try:
                 value = m.LEDGER_ROW.decode(row.data)
-            except msgspec.DecodeError:
+                user_id, revision = s.split_event_id(value.event_id)
+            except (ValueError, RecursionError):  # msgspec's errors among them
                 continue  # written by no version of ours
-            user_id, revision = s.split_event_id(value.event_id)
             if revision > last:
                 unknown += await broker.delete(s.DELIVERIES, row.seq)
             elif isinstance(value, m.Outcome):

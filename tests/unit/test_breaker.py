@@ -342,6 +342,22 @@ def test_the_same_nonce_is_the_same_permit() -> None:
     assert asked(record, 4, ask(), later(1.0), RULES)[1].word == "go"
 
 
+def test_no_permit_lasts_longer_than_an_hour() -> None:
+    """Whatever its worker asks for: else it would hold the round for ever, or end in no time at all."""
+    for lapse_s in (3601.0, 1e9, 1e300):
+        new, _ = asked(half_open(), 4, msgspec.structs.replace(ask(), lapse_s=lapse_s), NOW, RULES)
+        assert new is not None
+        assert new.permits["w"].lapses_at == later(3600.0)
+
+
+def test_a_pause_until_the_end_of_time_is_one_until_further_notice() -> None:
+    """Nothing overflows: what the guard cannot reckon it could not close either."""
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    until = paused_until(BreakerRecord(state=Breaker.OPEN, epoch=1, since=NOW, open_until=last))
+    assert until is not None
+    assert abs((until - FAR).total_seconds()) < 10
+
+
 @pytest.mark.parametrize("at_s", [1.1, 34.0, 100.0])
 def test_an_older_permit_is_renewed(at_s: float) -> None:
     """Beyond a second its time and lapse are written anew, even if it had lapsed: nobody has taken its place."""

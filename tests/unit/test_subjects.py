@@ -26,6 +26,7 @@ def test_event_ids_are_split_where_they_were_joined() -> None:
         f"{USER}.-1",
         f"{USER}.1.2",
         f"{USER}.1x",
+        f"{USER}.{'1' * 20}",
         f"{USER}.²",
         f"{USER}.١",
         f"{USER[:-1]}.1",
