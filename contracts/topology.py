@@ -285,6 +285,10 @@ async def _stream(
         try:
             info = await broker.api(f"STREAM.CREATE.{stream.name}", config, timeout_s=10)
             log.info("topology.stream_created", stream=stream.name, replicas=replicas)
+            if info["state"]["last_seq"]:
+                # What was there is back, but not known after the next restart: its description is damaged on the
+                # broker's disk, where only a change writes it anew.
+                await broker.api(f"STREAM.UPDATE.{stream.name}", info["config"], timeout_s=10)
         except ApiError as exc:
             info = await _info(broker, f"STREAM.INFO.{stream.name}")  # another service was faster
             if info is None:
