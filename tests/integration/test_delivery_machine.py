@@ -103,16 +103,35 @@ class DeliveryMachine(RuleBasedStateMachine):
     def an_event_comes_again(self, n: int) -> None:
         self.steps.run(self.all.publish_again(self.mail(n)))
 
+    @rule()
+    def a_mail_is_under_way(self) -> None:
+        """What comes next comes between the final dot and its outcome."""
+        self.steps.run(self.all.under_way())
+
     @precondition(somebody_registered)
-    @rule(n=st.integers(0, 5))
-    def a_user_is_erased(self, n: int) -> None:
-        self.steps.run(self.all.erase(self.mail(n)))
+    @rule(n=st.integers(0, 5), under_way=st.booleans())
+    def a_user_is_erased(self, n: int, under_way: bool) -> None:
+        async def work() -> None:
+            if under_way:
+                await self.all.under_way()
+            await self.all.erase(self.mail(0 if under_way else n))
+
+        self.steps.run(work())
 
     @precondition(lambda self: self.all.workers)
-    @rule(n=st.integers(0, 1), how=st.sampled_from([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
-    def a_worker_ends(self, n: int, how: signal.Signals) -> None:
-        names = list(self.all.workers)
-        self.steps.run(self.all.end_worker(names[n % len(names)], how))
+    @rule(
+        n=st.integers(0, 1),
+        how=st.sampled_from([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]),
+        under_way=st.booleans(),
+    )
+    def a_worker_ends(self, n: int, how: signal.Signals, under_way: bool) -> None:
+        async def work() -> None:
+            if under_way:
+                await self.all.under_way()
+            names = list(self.all.workers)
+            await self.all.end_worker(names[n % len(names)], how)
+
+        self.steps.run(work())
 
     @precondition(lambda self: self.all.workers)
     @rule(n=st.integers(0, 1), seconds=FREEZES)

@@ -22,7 +22,7 @@ from tests.support.guards import CONSUMER, QUEUE_MAX_SIZE, Replica
 from tests.support.load import pending
 from tests.support.machines import consumer_deleted, restarted
 from tests.support.processes import NatsServer
-from tests.support.smtp_server import Action, Drop, Reply, Reset, Silence, SmtpServer, Transaction
+from tests.support.smtp_server import Action, Drop, Late, Reply, Reset, Silence, SmtpServer, Transaction
 from tests.support.waiting import eventually
 from user_svc.breaker import Rules
 from user_svc.erasure import erase
@@ -36,6 +36,7 @@ BREAKER = Rules(failure_threshold=4, success_threshold=2, open_s=0.3, half_open_
 SETTLED_WITHIN_S = 60.0
 """Retries and probes take a second, a dead worker's mails ack_wait; a busy machine may take its time."""
 _RECONCILED_EVERY_S = 1.5
+_SAID_LATE_S = 0.4
 _NUMBERS = itertools.count(1)
 
 
@@ -122,6 +123,14 @@ class Deliveries:
         assert stored is not None
         expires_at = stored.time + timedelta(seconds=self.deadline_s)
         self.mails.append(Mail(user, revision, stored.time, expires_at))
+
+    async def under_way(self) -> None:
+        """One more user, whose mail the server has taken without having said so yet; if it gets there soon."""
+        await self.register()
+        mail = self.mails[-1]
+        self.script(mail, Phase.DOT, Late(_SAID_LATE_S), 1)
+        with contextlib.suppress(AssertionError):
+            await eventually(lambda: mail.user.email in {t.rcpt for t in self.smtp.accepted}, within_s=2.0)
 
     async def publish_again(self, mail: Mail) -> None:
         """A relay that is late, or does it twice."""
