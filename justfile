@@ -144,6 +144,11 @@ bench *args:
 mutants *files:
     uv run --group mutation python -m tests.mutation.mutants "$@"
 
+# Look up the services' locked dependencies among the known vulnerabilities (pip-audit)
+[group('check')]
+audit-dependencies *args:
+    uv export --no-dev --locked --no-hashes --no-emit-project --quiet | uv run pip-audit --no-deps --disable-pip -r /dev/stdin "$@"
+
 # Build for one service after the other
 [group('check')]
 build-seq: (build "user") (build "email")

@@ -1,15 +1,14 @@
-"""No locked dependency of the services has a known vulnerability (pip-audit, the advisories that PyPI keeps)."""
+"""`just audit-dependencies`: no locked dependency of the services has a known vulnerability (PyPI's list)."""
 
 import json
 import subprocess
-import sys
 
 import pytest
 
 from tests.support.processes import ROOT
+from tests.support.recipes import just
 
 _EXPORT = ("uv", "export", "--no-dev", "--locked", "--no-hashes", "--no-emit-project", "--quiet")
-_AUDIT = (sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json")
 
 
 def locked() -> str:
@@ -27,7 +26,8 @@ def test_what_is_audited_is_what_runs() -> None:
 @pytest.mark.unavailable_in_ci("advisories")
 def test_no_dependency_has_a_known_vulnerability() -> None:
     """Each dependency was looked up: one that was not counts as no result, never as a good one."""
-    answer = subprocess.run([*_AUDIT, "-r", "/dev/stdin"], input=locked(), capture_output=True, text=True, timeout=300)
+    command = just("audit-dependencies", "--progress-spinner=off", "--format=json")
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if "ConnectionError" in answer.stderr or "ServiceError" in answer.stderr or "Timeout" in answer.stderr:
         pytest.skip("PyPI's advisories cannot be reached")
     audited = json.loads(answer.stdout)["dependencies"]
