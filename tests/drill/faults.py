@@ -246,7 +246,7 @@ FAULTS: dict[str, Break] = {
         ("greeting", lambda _: Reset()),
         ("mail", lambda _: Reset()),
         ("rcpt", lambda _: Reset()),
-        ("data", lambda rng: Reset(body_bytes=rng.randint(1, 1500))),
+        ("data", lambda rng: Reset(body_bytes=rng.randint(1, 500))),  # a mail has more: else nobody would end it
         ("dot", lambda _: Reset()),
         share=(0.1, 0.5),
     ),
