@@ -44,7 +44,7 @@ def quoting(sent: Transaction) -> Reply | None:
     if "dead" in local:
         return Reply(550, f"5.1.1 {words}\n5.1.1 {local} unknown; see https://example.com/?to={sent.rcpt}")
     if "grey" in local:
-        return Reply(450, f"4.2.0 {words}")
+        return Reply(450, f"4.2.0 {words} Forwarded to sentinel-other@example.net.")
     return None
 
 

@@ -216,13 +216,14 @@ class Cut(Broker):
 
     def __init__(self, broker: Broker, calls: int) -> None:
         super().__init__(broker.client)
+        self.whole = broker
         self.left = calls
 
     async def request(self, *args: Any, **options: Any) -> Any:
         if self.left == 0:
             raise Unavailable("cut", sent=False)
         self.left -= 1
-        return await super().request(*args, **options)
+        return await self.whole.request(*args, **options)
 
 
 async def put_user(broker: Broker, user_id: str) -> list[str]:
