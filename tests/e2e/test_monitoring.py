@@ -204,6 +204,19 @@ async def queue_loses_events(scene: Scene) -> None:
     await scene.operate("close")
 
 
+async def bucket_loses_users(scene: Scene) -> None:
+    """Two users are deleted from the bucket though their mails went out, as a damaged disk does."""
+    accepted = len(scene.smtp.accepted)
+    async with broker_of(scene.system) as broker:
+        users = await scene.register(2)
+        await eventually(lambda: len(scene.smtp.accepted) == accepted + 2)
+        for user in users:
+            key = await broker.last(s.USERS, s.user_key(user))
+            assert key is not None
+            assert await broker.delete(s.USERS, key.seq)
+        await scene.fires("UsersLost")
+
+
 async def stranger_in_the_outbox(scene: Scene) -> None:
     """Somebody else writes into the bucket."""
     async with broker_of(scene.system) as broker:
@@ -243,6 +256,7 @@ async def queue_is_deleted(scene: Scene) -> None:
 
 
 FAULTS = (
+    bucket_loses_users,
     refused_for_good,
     no_reply_to_the_dot,
     stranger_in_the_queue,
