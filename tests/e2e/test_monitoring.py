@@ -16,7 +16,7 @@ import httpx
 
 from contracts import subjects as s
 from contracts.runtime.broker import Stored
-from tests.support.load import broker_of, client_of, pending, register
+from tests.support.load import broker_of, client_of, pending, register_whatever_happens
 from tests.support.monitoring import ALERTS, RECORDED, Prometheus, expressions
 from tests.support.processes import ROOT, System, stopping
 from tests.support.smtp_server import Reply, Reset, SmtpServer
@@ -44,7 +44,7 @@ class Scene:
     async def register(self, n: int) -> list[str]:
         """So many users more; their ids."""
         first, self.users = self.users, self.users + n
-        return await asyncio.gather(*(register(self.client, i) for i in range(first, self.users)))
+        return await asyncio.gather(*(register_whatever_happens(self.client, i) for i in range(first, self.users)))
 
     async def fires(self, *names: str, within_s: float = 60, before: bool = False) -> None:
         """Waits until each of these alerts has fired since the fault began; with `before`, or before it."""
