@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from contracts import subjects as s
-from contracts.topology import Service, Stream, topology
+from contracts.streams import Service, Stream, topology
 
 User = Literal["user_svc", "email_svc", "provisioner", "operator"]
 

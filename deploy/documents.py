@@ -25,7 +25,7 @@ import msgspec
 from contracts import control, messages, permissions
 from contracts import subjects as s
 from contracts.runtime import traces
-from contracts.topology import Service, Stream, topology
+from contracts.streams import Service, Stream, topology
 from email_svc import downtime, limiter
 from email_svc.policies import limit
 from user_svc import api

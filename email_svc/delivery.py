@@ -3,7 +3,7 @@
     decode -> known already? -> due? expired? -> connection -> token -> leave -> send -> decide -> record -> settle
 
     record   the outcome once, or the attempts so far     before the queue entry goes: a crash repeats, never loses
-    settle   ack | nak(delay) | erase the entry | say nothing       the only place that answers the broker
+    settle   ack | nak(delay) | erase the entry | say nothing       (email_svc.settlement)
 
 What is left: a worker that dies between the final dot and the durable outcome. That mail may be sent twice, with the
 same Message-ID.
@@ -45,6 +45,7 @@ from email_svc.ledger import Ledger, Row
 from email_svc.limiter import Limiter
 from email_svc.message import Composer, Mail, UnusableMail
 from email_svc.policies.limit import Token
+from email_svc.settlement import Done, Erase, Later, Settlement, settle
 from email_svc.smtp import SmtpConnection
 from email_svc.smtp_pool import SmtpPool
 
@@ -54,24 +55,6 @@ _LOOK_AGAIN_S = 1.0
 _GIVEN_BACK_MAX_S = 30.0
 _RENEW_LEAVE_S = 5.0
 _REFUSED_S = (0.05, 0.5)
-
-
-# How a message is settled: `Done` (ack), `Later` (nak), `Erase` (the entry with its bytes), None (say nothing).
-class Done(msgspec.Struct, frozen=True):
-    """Acked: it ended, now or earlier."""
-
-
-class Later(msgspec.Struct, frozen=True):
-    """Given back, to come again after `delay_s`."""
-
-    delay_s: float
-
-
-class Erase(msgspec.Struct, frozen=True):
-    """Deleted by sequence: acking would leave the address on the disk."""
-
-
-Settlement = Done | Later | Erase | None
 
 
 class Trial:
@@ -123,37 +106,24 @@ class Delivery:
                 try:
                     settlement = await self._deliver(trial)
                     crash.point("delivery.recorded")
-                    await self._settle(trial, settlement)
+                    await settle(message, settlement, self._ledger)
                     crash.point("delivery.settled")
                 except asyncio.CancelledError:
-                    await self._settle(trial, Later(0.0))  # shutting down is no attempt
+                    await settle(message, Later(0.0), self._ledger)  # shutting down is no attempt
                     await self._path.give_back(leave, works=trial.works)
                     raise
                 except (Unavailable, ApiError) as exc:
                     traces.failed(span, type(exc).__name__)
                     log.warning("email.given_back", sequence=message.sequence, reason=str(exc))
-                    await self._settle(trial, Later(1.0 + random.random()))
+                    await settle(message, Later(1.0 + random.random()), self._ledger)
                 except Exception as exc:  # a mistake of ours: seldom again, until the deadline ends it
                     traces.failed(span, type(exc).__name__)
                     log.exception("email.failed", sequence=message.sequence)
-                    await self._settle(trial, Later(min(_GIVEN_BACK_MAX_S, 2.0 ** min(message.delivered, 10))))
+                    again_s = min(_GIVEN_BACK_MAX_S, 2.0 ** min(message.delivered, 10))
+                    await settle(message, Later(again_s), self._ledger)
         if leave.kind == "permit":  # last, for the answer may be long in coming, and the mail does not wait for it
             await self._path.probed(leave, works=trial.works, verdict=trial.verdict)
         return trial.works is True
-
-    async def _settle(self, trial: Trial, settlement: Settlement) -> None:
-        match settlement:
-            case Done():
-                with semconv.settling("ack"):
-                    await trial.message.ack()  # may be lost: then it comes again and is known
-            case Later(delay_s):
-                with semconv.settling("nak"):
-                    await trial.message.nak(delay_s)  # unsaid if it may be another's by now
-            case Erase():
-                with semconv.settling("delete"):
-                    await self._ledger.erase_entry(trial.message.sequence)
-            case None:
-                pass
 
     async def _deliver(self, trial: Trial) -> Settlement:
         message = trial.message

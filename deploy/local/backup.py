@@ -40,8 +40,8 @@ import passwords
 from snapshot import API_S, Saved, again, restore_stream, save_stream, stream_info
 
 from contracts import messages as m
+from contracts import streams, topology
 from contracts import subjects as s
-from contracts import topology
 from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
 from contracts.runtime.lifecycle import Stop
 from contracts.runtime.process import BAD_START, BadStart, connect_as, run
@@ -81,7 +81,7 @@ async def save(broker: Broker, folder: Path) -> Manifest:
     Raises:
         BadStart: not possible as things are. Unavailable, ApiError: broken off.
     """
-    assert {*ORDER} == {stream.name for stream in topology.topology()}
+    assert {*ORDER} == {stream.name for stream in streams.topology()}
     _make(folder)
     began = datetime.now(UTC)
     relay = await broker.api(f"CONSUMER.INFO.{s.USERS}.{s.RELAY}")

@@ -53,5 +53,5 @@ async def _first_201(port: int, process: Process) -> None:
                 return
         except OSError:
             pass
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # so exact is the figure
     raise AssertionError(f"no 201 within a minute: {process.text()[-3000:]}")

@@ -121,7 +121,7 @@ class _Load:
             idle.append(connection)
 
         for i in range(max(1, int(seconds * rate))):
-            await asyncio.sleep(began + i / rate - time.monotonic())
+            await asyncio.sleep(began + i / rate - time.monotonic())  # the rate itself
             tasks.append(asyncio.create_task(on_any(next(numbers))))
         await asyncio.gather(*tasks)
 

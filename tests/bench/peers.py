@@ -7,9 +7,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.bench.fill import fill
 from tests.bench.raw_loop import AT_ONCE
-from tests.bench.stacks import START_WITHIN_S, Stack, listening, nats_server
+from tests.bench.stacks import START_WITHIN_S, Stack, listening, nats_server, users_as_json
 from tests.support.processes import Process, free_port, stopping
 from tests.support.waiting import eventually
 
@@ -47,28 +46,8 @@ async def faststream(folder: Path, sync: str, smtp_port: int) -> AsyncIterator[S
         env = {"NATS_URL": server.url, "HTTP_PORT": str(port), "SMTP_PORT": str(smtp_port)}
         module = "tests.bench.faststream_app"
         front, worker = _front_and_worker(folder, "faststream", [module, "front"], [module, "worker"], env)
-
-        async def queue(first: int, count: int) -> None:
-            await fill(
-                server.url,
-                (
-                    (f"peer.user.x{n}", b'{"email":"user%d@example.com","name":"User %d"}' % (n, n))
-                    for n in range(first, first + count)
-                ),
-            )
-
-        with stopping(front, worker):
-            front.start()
-            worker.start()
-            await listening(port)
-            yield Stack(
-                http_port=port,
-                worker=worker,
-                queue=queue,
-                services=(front, worker),
-                nats_url=server.url,
-                acks=f"$JS.ACK.PEER_USERS.{DURABLE}.>",
-            )
+        async with users_as_json(server.url, front, worker, port, "peer.user", f"PEER_USERS.{DURABLE}") as stack:
+            yield stack
 
 
 @contextlib.asynccontextmanager

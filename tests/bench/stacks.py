@@ -162,25 +162,29 @@ async def bare(folder: Path, sync: str, smtp_port: int) -> AsyncIterator[Stack]:
         env = {"NATS_URL": server.url, "HTTP_PORT": str(port), "SMTP_PORT": str(smtp_port)}
         front = python("tests.bench.floor", folder, env)
         worker = python("tests.bench.raw_loop", folder, env)
+        async with users_as_json(server.url, front, worker, port, "floor.mail", "FLOOR_QUEUE.deliver") as stack:
+            yield stack
 
-        async def queue(first: int, count: int) -> None:
-            await fill(
-                server.url,
-                (
-                    (f"floor.mail.x{n}", b'{"email": "user%d@example.com", "name": "User %d"}' % (n, n))
-                    for n in range(first, first + count)
-                ),
-            )
 
-        with stopping(front, worker):
-            front.start()
-            worker.start()
-            await listening(port)
-            yield Stack(
-                http_port=port,
-                worker=worker,
-                queue=queue,
-                services=(front, worker),
-                nats_url=server.url,
-                acks="$JS.ACK.FLOOR_QUEUE.deliver.>",
-            )
+@contextlib.asynccontextmanager
+async def users_as_json(
+    nats_url: str, front: Process, worker: Process, port: int, subject: str, consumer: str
+) -> AsyncIterator[Stack]:
+    """A front and a worker whose queue holds a user's address and name on `subject`, for `consumer` (STREAM.NAME)."""
+
+    async def queue(first: int, count: int) -> None:
+        entry = b'{"email": "user%d@example.com", "name": "User %d"}'  # as the raw loop reads it
+        await fill(nats_url, ((f"{subject}.x{n}", entry % (n, n)) for n in range(first, first + count)))
+
+    with stopping(front, worker):
+        front.start()
+        worker.start()
+        await listening(port)
+        yield Stack(
+            http_port=port,
+            worker=worker,
+            queue=queue,
+            services=(front, worker),
+            nats_url=nats_url,
+            acks=f"$JS.ACK.{consumer}.>",
+        )

@@ -13,7 +13,7 @@ import httpx
 
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Unavailable, connect
-from contracts.topology import topology
+from contracts.streams import topology
 from tests.support.processes import NatsServer, Service, cluster_of_three, login, provisioned, stopping
 from tests.support.smtp_server import SmtpServer
 from tests.support.waiting import eventually

@@ -104,12 +104,12 @@ class Drill:
                     f"{len(stack.smtp.accepted)} mails, breaker {breaker.state}, {len(faults.done)} faults, "
                     f"broken now: {broken}"
                 )
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # so often a reader's eye is given something new
 
         async def pulse() -> None:
             while True:
                 before = time.monotonic()
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # what is measured
                 self.stood_still_s = max(self.stood_still_s, time.monotonic() - before - 0.02)
 
         tasks = [asyncio.create_task(work) for work in (show(), pulse(), breaker.watch(), stack.supervise())]

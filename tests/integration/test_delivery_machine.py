@@ -15,7 +15,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from contracts import topology
+from contracts import streams
 from contracts.runtime import pull
 from email_svc.decision import Phase
 from tests.support.deliveries import Deliveries
@@ -164,7 +164,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
 def test_each_mail_ends_once_as_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """See the module's docstring."""
-    for module in (topology, pull):  # as the workers have it
+    for module in (streams, pull):  # as the workers have it
         monkeypatch.setattr(module, "ACK_WAIT_S", ACK_WAIT_S)
     nats = NatsServer(tmp_path)
     nats.start()

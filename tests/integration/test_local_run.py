@@ -70,6 +70,8 @@ class Runner:
                 env=os.environ | {"PYTHONPATH": str(LOCAL)} | (env or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # Ignored where a shell has started these tests in the background, and the runner keeps to that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
 
     def said(self) -> str:

@@ -14,10 +14,11 @@ from contracts import subjects as s
 from contracts import topology as t
 from contracts.runtime.broker import ApiError, Broker, Unavailable, connect
 from contracts.runtime.process import BadStart
+from contracts.streams import topology
 from tests.support.processes import NatsServer, Process, cluster_of_three, free_port, stopping
 from tests.support.waiting import eventually
 
-ALL = [stream.name for stream in t.topology()]
+ALL = [stream.name for stream in topology()]
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ async def test_a_contradicting_stream_is_refused_and_untouched(
     empty: Broker, stream: str, wrong: dict[str, Any]
 ) -> None:
     """The text names stream, setting, what is there and what is needed; nothing was changed."""
-    (design,) = [d for d in t.topology() if d.name == stream]
+    (design,) = [d for d in topology() if d.name == stream]
     config = {"name": stream, **design.fixed, **design.config, **wrong}
     await empty.api(f"STREAM.CREATE.{stream}", config)
     before = await config_of(empty, stream)
@@ -191,7 +192,7 @@ async def test_a_contradicting_stream_is_refused_and_untouched(
 
 async def test_a_contradicting_consumer_is_refused(empty: Broker) -> None:
     """A max_deliver would make mails disappear silently."""
-    (queue,) = [d for d in t.topology() if d.name == s.WELCOME_EMAILS]
+    (queue,) = [d for d in topology() if d.name == s.WELCOME_EMAILS]
     await empty.api(f"STREAM.CREATE.{queue.name}", {"name": queue.name, **queue.fixed, **queue.config})
     config = {"durable_name": s.EMAIL_SVC, "name": s.EMAIL_SVC, **queue.consumers[0].config, "max_deliver": 5}
     call = f"CONSUMER.CREATE.{queue.name}.{s.EMAIL_SVC}"
@@ -284,7 +285,7 @@ async def test_a_stray_pull_does_not_falsify_a_counter(empty: Broker) -> None:
     answer = await got.next_msg(timeout=2)
     assert (answer.headers or {}).get("Status") == "404"
     assert await pending(empty, s.USERS, "count-users") == 10
-    for stream in t.topology():
+    for stream in topology():
         for consumer in stream.consumers:
             if consumer.name.startswith("count-"):
                 assert (await empty.api(f"CONSUMER.INFO.{stream.name}.{consumer.name}"))["paused"] is True

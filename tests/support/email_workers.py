@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from contracts import topology
+from contracts import streams
 from contracts.runtime import pull
 from contracts.runtime.process import run
 from email_svc import lease, worker
@@ -90,7 +90,7 @@ def _child(env: dict[str, str]) -> int:
 
 
 def _forks_on_demand() -> None:
-    pull.ACK_WAIT_S = topology.ACK_WAIT_S = ACK_WAIT_S  # type: ignore[attr-defined]
+    pull.ACK_WAIT_S = streams.ACK_WAIT_S = ACK_WAIT_S  # type: ignore[attr-defined]
     pull._LEASE_MARGIN_S = _LEASE_MARGIN_S
     lease.RENEW_EVERY_S = _RENEW_EVERY_S
     worker._IDLE_S = _IDLE_S

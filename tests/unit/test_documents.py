@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from contracts import permissions
-from contracts.topology import topology
+from contracts.streams import topology
 from deploy import documents
 from tests.support.processes import ROOT
 

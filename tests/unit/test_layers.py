@@ -20,8 +20,9 @@ ALLOWED: list[tuple[str, set[str]]] = [
     ("contracts/control.py", WIRE),
     ("contracts/runtime/", {"msgspec", "contracts.runtime"} | PLUMBING),  # no word of mail: not even the wire
     ("contracts/semconv.py", WIRE | PLUMBING | {"contracts.runtime"}),
-    ("contracts/topology.py", WIRE | PLUMBING | {"contracts.runtime"}),
-    ("contracts/permissions.py", WIRE | {"contracts.topology"}),
+    ("contracts/streams.py", WIRE | {"contracts.runtime"}),
+    ("contracts/topology.py", WIRE | PLUMBING | {"contracts.runtime", "contracts.streams"}),
+    ("contracts/permissions.py", WIRE | {"contracts.streams"}),
     ("user_svc/breaker.py", PURE | {"user_svc.errors"}),
     ("user_svc/users.py", PURE | {"user_svc.errors", "email_validator"}),
     ("email_svc/policies/", PURE | {"email_svc.errors", "email_svc.policies"}),

@@ -4,7 +4,7 @@
 import pytest
 
 from contracts import subjects as s
-from contracts.topology import topology
+from contracts.streams import topology
 
 USER = "abcdefghijklmnopqrstuvwx27"
 
