@@ -9,6 +9,7 @@ from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime.broker import ApiError, Broker, Unavailable
 from contracts.runtime.logs import without_addresses
+from contracts.runtime.session import by
 
 log = structlog.get_logger()
 
@@ -19,15 +20,21 @@ class Auditor:
     def __init__(self, broker: Broker, service: str, token: str | None) -> None:
         self._broker = broker
         self._service = service
-        self._by = "anyone" if token is None else "token"
+        self._token = token
 
-    async def __call__(self, request: Request, action: str, target: str, outcome: str = "done") -> None:
-        """Writes one record. One that cannot be written is logged instead: the action is done already."""
+    async def __call__(
+        self, request: Request, action: str, target: str, outcome: str = "done", *, who: str | None = None
+    ) -> None:
+        """Writes one record. One that cannot be written is logged instead: the action is done already.
+
+        Args:
+            who: if the request's headers do not tell.
+        """
         record = m.Audit(
             at=datetime.now(UTC),
             service=self._service,
             action=action,
-            by=self._by,
+            by=who or by(request, self._token),
             peer=request.client.host if request.client else "",
             target=without_addresses(target),  # a filter may hold what its author likes
             outcome=without_addresses(outcome),

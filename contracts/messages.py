@@ -193,7 +193,7 @@ class Audit(Wire, frozen=True, kw_only=True, tag="audit.v1"):
     service: str
     action: str
     by: str
-    """`token`, or `anyone` where no ADMIN_TOKEN is set."""
+    """`token`, `login` (the cookie of one), or `anyone`: no ADMIN_TOKEN is set, or a login was refused."""
     peer: str
     """The address that the request came from."""
     target: str = ""

@@ -27,6 +27,7 @@ from user_svc.dead_letters import DeadLetters
 from user_svc.edge import Edge, Traffic, http_exception, problem_response
 from user_svc.errors import Problem
 from user_svc.ledger import Drain
+from user_svc.login import routes as login_routes
 from user_svc.reconciler import keep_reconciled
 from user_svc.registrar import Registrar
 from user_svc.relay import Relay
@@ -97,6 +98,7 @@ async def main(settings: Settings) -> int:
         audit = Auditor(broker, "user_svc", settings.admin_token)
         letters, drain = DeadLetters(broker), Drain()
         stack.push_async_callback(letters.stop, "the process was stopped: issue it again")
+        admin.routes.extend(login_routes(audit, settings.admin_token))
         admin.routes.extend(admin_routes(broker, audit, guard, letters, drain, settings))
         reconciler = asyncio.create_task(
             keep_reconciled(

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from contracts.audit import Auditor
-from contracts.runtime.admin import authorized
+from contracts.runtime.session import authorized
 from user_svc import api
 from user_svc.api import documented
 from user_svc.errors import (

@@ -1,10 +1,9 @@
 """The admin listener of a service: /metrics, /healthz, /readyz, and what the service adds. Never behind the gateway.
 
-GET reads and is open; POST acts and is guarded: a bearer token where one is set, a JSON body, and a Host and Origin of
-its own, so that no web page can act on an operator's localhost.
+GET reads and is open, but for what is about persons; POST acts and is guarded: a bearer token or a login where a token
+is set, a JSON body, and a Host and Origin of its own, so that no web page can act on an operator's localhost.
 """
 
-import hmac
 import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +16,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+
+from contracts.runtime.session import authorized, has_session, logged_in
 
 Ready = Callable[[], Awaitable[list[str]]]
 """What is missing; an empty list means ready."""
@@ -70,36 +71,46 @@ def admin_app(ready: Ready, routes: Sequence[BaseRoute] = ()) -> Starlette:
     )
 
 
-def authorized(authorization: str, token: str | None) -> bool:
-    """Whether an Authorization header carries the bearer token; without a token set everybody may."""
-    if token is None:
-        return True
-    scheme, _, given = authorization.partition(" ")
-    # Bytes, because comparing text outside of ASCII would raise.
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), token.encode())
-
-
-async def acting(request: Request, token: str | None) -> dict[str, Any]:
+async def acting(request: Request, token: str | None, *, max_bytes: int = _BODY_MAX_BYTES) -> dict[str, Any]:
     """Guards an acting POST and returns its JSON object.
 
     Raises:
         Refused: 401, 403, 413, 415 or 422.
     """
-    if not authorized(request.headers.get("authorization", ""), token):
-        raise Refused(401, "A valid bearer token is needed.", {"WWW-Authenticate": 'Bearer realm="mailflow"'})
-    host = request.headers.get("host", "")
-    if not _own(host):
-        raise Refused(403, "The Host is none of ours.")
-    origin = request.headers.get("origin")
-    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+    bearer = authorized(request.headers.get("authorization", ""), token)
+    # Browsers send the cookie with what any page of this host asks for, and say for which page they do.
+    if not bearer and not (_own_origin(request) and has_session(request, token)):
+        raise _unknown()
+    return await asked(request, max_bytes=max_bytes)
+
+
+def reading(request: Request, token: str | None) -> None:
+    """Guards a GET of what is about persons.
+
+    Raises:
+        Refused: 401; 403 for a Host that is none of ours, whose page could read the answer.
+    """
+    if not logged_in(request, token):
+        raise _unknown()
+    _check_host(request)
+
+
+async def asked(request: Request, *, max_bytes: int = _BODY_MAX_BYTES) -> dict[str, Any]:
+    """Guards a POST that wants no token, a login for one, and returns its JSON object.
+
+    Raises:
+        Refused: 403, 413, 415 or 422.
+    """
+    _check_host(request)
+    if "origin" in request.headers and not _own_origin(request):
         raise Refused(403, "The Origin is not this listener.")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "The body must be application/json.")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _BODY_MAX_BYTES:
-            raise Refused(413, f"At most {_BODY_MAX_BYTES} bytes.")
+        if len(body) > max_bytes:
+            raise Refused(413, f"At most {max_bytes} bytes.")
     try:
         found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -113,6 +124,21 @@ def body_as(kind: type[Any], body: dict[str, Any]) -> Any:
         return msgspec.convert(body, kind)
     except (msgspec.ValidationError, ValueError) as exc:
         raise Refused(422, str(exc)) from exc
+
+
+def _unknown() -> Refused:
+    return Refused(401, "A valid bearer token or a login is needed.", {"WWW-Authenticate": 'Bearer realm="mailflow"'})
+
+
+def _check_host(request: Request) -> None:
+    if not _own(request.headers.get("host", "")):
+        raise Refused(403, "The Host is none of ours.")
+
+
+def _own_origin(request: Request) -> bool:
+    """Whether it says that a page of this listener asks."""
+    host = request.headers.get("host", "")
+    return request.headers.get("origin") in (f"http://{host}", f"https://{host}")
 
 
 def _own(host: str) -> bool:
