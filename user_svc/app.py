@@ -23,6 +23,7 @@ from contracts.runtime.process import connect_as
 from user_svc import api, metrics
 from user_svc.admin import routes as admin_routes
 from user_svc.breaker_guard import Guard
+from user_svc.console.pages import routes as console_routes
 from user_svc.dead_letters import DeadLetters
 from user_svc.edge import Edge, Traffic, http_exception, problem_response
 from user_svc.errors import Problem
@@ -53,7 +54,7 @@ async def main(settings: Settings) -> int:
             return ["broker"]
         return await topology.missing(broker, "user_svc") + ([] if listening else ["api"])
 
-    admin = admin_app(ready)
+    admin = admin_app(ready, console_routes(settings))  # at once: it says what is not there yet
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
             serving(admin, host=settings.http_host, port=settings.metrics_port, variable="METRICS_PORT")

@@ -247,6 +247,7 @@ def banner(ports: Mapping[Port, int], data: Path) -> str:
     return f"""
 MailFlow is running. Ctrl-C stops all of it.
 
+  Console {url[USER_ADMIN]}  the way of a mail, live
   API     {url[HTTP]}/v1/users
   Inbox   {inbox}
   Admin   {url[USER_ADMIN]}  user_svc: /readyz /metrics /circuit-breaker /queue /ledger /dead-letters

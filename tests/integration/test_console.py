@@ -1,0 +1,130 @@
+"""The console's pages and files as they leave the listener: policy, types, licence, text that stays text."""
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from contracts.runtime.admin import admin_app
+from tests.support.processes import System
+from tests.support.waiting import eventually
+from user_svc.console.pages import PAGES, routes
+from user_svc.settings import Settings
+
+CONSOLE = Path(__file__).resolve().parents[2] / "user_svc" / "console"
+STATIC = {
+    path.relative_to(CONSOLE / "static").as_posix(): path.read_bytes()
+    for path in sorted((CONSOLE / "static").rglob("*"))
+    if path.is_file()
+}
+OURS = [name for name in STATIC if name.endswith(".js") and not name.startswith("vendor/")]
+ADDRESSES = list(PAGES.values())
+
+
+async def ready() -> list[str]:
+    """Nothing is missing."""
+    return []
+
+
+def console(token: str | None = None) -> httpx.AsyncClient:
+    """The admin listener with the console alone."""
+    app = admin_app(ready, routes(Settings(admin_token=token)))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1:9101")
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[httpx.AsyncClient]:
+    """A console without a token."""
+    async with console() as client:
+        yield client
+
+
+def rules(answer: httpx.Response) -> set[str]:
+    """The answer's content security policy."""
+    return {rule.strip() for rule in answer.headers["content-security-policy"].split(";")}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+async def test_a_page_allows_its_own_files_and_nothing_else(web: httpx.AsyncClient, address: str) -> None:
+    """No inline code, no other host, no frame around it, nothing kept by a cache."""
+    page = await web.get(address)
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert {"default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'"} <= rules(page)
+    assert {"base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'"} <= rules(page)
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert page.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+async def test_a_page_keeps_to_its_policy(web: httpx.AsyncClient, address: str) -> None:
+    """Every script is a file of ours, no element has a style or a handler, every file that is named is there."""
+    html = (await web.get(address)).text
+    assert re.findall(r"<style|\sstyle=|\son[a-z]+=|javascript:|https?://", html) == []
+    assert html.count("<script") == html.count('<script src="/console/static/')
+    named = set(re.findall(r'(?:src|href)="(/console/static/[^"]+)"', html))
+    assert len(named) >= 3
+    for file in named:
+        assert (await web.get(file)).status_code == 200, file
+
+
+@pytest.mark.parametrize("name", STATIC)
+async def test_a_file_is_sent_as_what_it_is(web: httpx.AsyncClient, name: str) -> None:
+    """With its type, the policy, and a tag by which it is sent once."""
+    answer = await web.get(f"/console/static/{name}")
+    assert answer.content == STATIC[name]
+    kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+    assert answer.headers["content-type"].partition(";")[0] == kinds.get(name.rpartition(".")[2], "text/plain")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in rules(answer)
+    again = await web.get(f"/console/static/{name}", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("name", ["nosuch.js", "../pages.py", "..%2Fpages.py", "%2Fetc%2Fpasswd", "vendor", ""])
+async def test_no_other_file_is_reached(web: httpx.AsyncClient, name: str) -> None:
+    """Files are looked up among those that the package holds, never on the disk."""
+    assert (await web.get(f"/console/static/{name}")).status_code == 404
+
+
+async def test_the_library_has_its_licence_beside_it(web: httpx.AsyncClient) -> None:
+    """uPlot's text of the MIT licence is shipped and served."""
+    licence = await web.get("/console/static/vendor/uplot/LICENSE")
+    assert "MIT License" in licence.text
+    assert "Leon Sorokin" in licence.text
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_script_makes_no_html_of_text(name: str) -> None:
+    """What comes from a name, an address or a mail server has no way to become an element, or an address to go to."""
+    script = STATIC[name].decode()
+    for trap in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "://"):
+        assert trap not in script
+
+
+@pytest.mark.parametrize(("token", "said"), [(None, True), ("s3cret-token", False)])
+async def test_a_console_without_a_token_says_that_it_is_open(token: str | None, said: bool) -> None:
+    """And with one it does not, nor says which."""
+    async with console(token) as web:
+        html = (await web.get("/")).text
+    assert ("No <code>ADMIN_TOKEN</code> is set" in html) is said
+    assert "s3cret-token" not in html
+
+
+async def test_the_overview_is_there_before_the_broker_is(system: System) -> None:
+    """The page comes from the first moment on, and says itself what does not answer."""
+    system.user.start()
+    async with httpx.AsyncClient(base_url=system.user.admin) as web:
+
+        async def there() -> bool:
+            try:
+                return (await web.get("/")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await eventually(there, within_s=20, what="the overview")
+        assert (await web.get("/readyz")).status_code == 503

@@ -1,0 +1,90 @@
+"""The console's pages and static files.
+
+A page is a shell: what it shows and does, its scripts ask of the JSON API of the same listener. So a page holds nothing
+about anybody, and the API's guards are the only ones that count. What the policy below forbids (inline code, other
+hosts), no name or address can bring about.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+import jinja2
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from user_svc.settings import Settings
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+PAGES = {"Overview": "/"}
+"""What the navigation lists, in its order."""
+_TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+"""By what a file's name ends with. Not the machine's table: it may say anything, and `nosniff` makes browsers obey."""
+
+
+class File(msgspec.Struct, frozen=True):
+    """A static file in memory."""
+
+    content: bytes
+    media_type: str
+    tag: str
+    """Its ETag."""
+
+
+def routes(settings: Settings) -> list[Route]:
+    """All pages."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("user_svc.console"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    files = dict(_files(resources.files("user_svc.console") / "static"))
+
+    def page(request: Request, template: str, **values: str) -> Response:
+        html = templates.get_template(template).render(
+            pages=PAGES, path=request.url.path, open=settings.admin_token is None, **values
+        )
+        return Response(html, headers=HEADERS | {"Cache-Control": "no-store"}, media_type="text/html")
+
+    async def overview(request: Request) -> Response:
+        return page(request, "overview.html.j2")
+
+    async def static(request: Request) -> Response:
+        file = files.get(request.path_params["name"])
+        if file is None:
+            return Response("There is no such file.\n", 404, HEADERS, "text/plain")
+        headers = HEADERS | {"ETag": file.tag, "Cache-Control": "no-cache"}  # asked for again, sent only when changed
+        if request.headers.get("if-none-match") == file.tag:
+            return Response(status_code=304, headers=headers)
+        return Response(file.content, headers=headers, media_type=file.media_type)
+
+    return [
+        Route("/", overview),
+        Route("/console/static/{name:path}", static),
+    ]
+
+
+def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, File]]:
+    """Every file below a folder of the package, by its path there."""
+    for each in folder.iterdir():
+        if each.is_dir():
+            yield from _files(each, f"{prefix}{each.name}/")
+            continue
+        content = each.read_bytes()
+        kind = _TYPES.get(each.name.rpartition(".")[2], "text/plain")
+        yield prefix + each.name, File(content, kind, f'"{hashlib.sha256(content).hexdigest()[:20]}"')
