@@ -29,6 +29,7 @@ from user_svc.edge import Edge, Traffic, http_exception, problem_response
 from user_svc.errors import Problem
 from user_svc.ledger import Drain
 from user_svc.login import routes as login_routes
+from user_svc.mails import routes as mail_routes
 from user_svc.reconciler import keep_reconciled
 from user_svc.registrar import Registrar
 from user_svc.relay import Relay
@@ -113,6 +114,7 @@ async def main(settings: Settings) -> int:
         )
         stack.push_async_callback(cancelled, reconciler)
         registrar, traffic = Registrar(store, broker, settings), Traffic(settings.http_max_in_flight)
+        admin.routes.extend(mail_routes(store, registrar, audit, settings.admin_token))
         app = build_app(store, registrar, traffic, audit, settings)
         await stack.enter_async_context(
             serving(

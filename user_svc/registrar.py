@@ -1,4 +1,5 @@
-"""Registering a user and reading one: what REST and the bus both offer, with one set of rules for both.
+"""Registering a user, reading one, and what is done to one: what REST, the bus and the admin API offer, with one set
+of rules for all.
 
     bytes -> NewUser -> address, name, key -> one write -> UserView
 
@@ -6,6 +7,7 @@ How a request arrives and how its answer travels is not known here. Whatever is 
 """
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
@@ -15,7 +17,7 @@ from contracts.runtime.broker import ApiError, Broker, Unavailable
 from contracts.runtime.logs import without_addresses
 from user_svc import api, users
 from user_svc.erasure import erase
-from user_svc.errors import BodyTooLarge, InvalidRequest, NotFound, TryLater
+from user_svc.errors import BodyTooLarge, InvalidRequest, NotFound, TooManyResends, TryLater
 from user_svc.settings import Settings
 from user_svc.store import EraseUnderWay, Mail, Store, User
 
@@ -81,6 +83,28 @@ class Registrar:
         """The user as shown. Raises `NotFound`."""
         user = await self.user(user_id, until)
         return api.user_view(user, await self._store.mail(user, until))
+
+    async def resend(self, user_id: str, until: float) -> str:
+        """Asks for another mail for whoever came as an id and returns its event id.
+
+        Raises:
+            NotFound. TooManyResends: says when the next may be asked for.
+        """
+        now = datetime.now(UTC)
+        user = await self.user(user_id, until)
+        try:
+            return await self._store.resend(user, now, until)
+        except TooManyResends as exc:
+            midnight = datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
+            exc.headers["Retry-After"] = str(int((midnight - now).total_seconds()) + 1)
+            raise
+
+    async def ask_erase(self, user_id: str, until: float) -> None:
+        """Asks for the erasure of whoever came as an id: it will be carried out. Raises `NotFound`."""
+        checked_id(user_id)
+        await self.finish_erase(user_id, until)  # one that was broken off earlier
+        await self._store.record(user_id, until)
+        await self._store.ask_erase(user_id, datetime.now(UTC), until)
 
     async def finish_erase(self, user_id: str, until: float) -> None:
         """Carries out the erasure that was asked for, if one was."""

@@ -1,7 +1,6 @@
 """The REST API: each route reads its request, calls the registrar or the store, and says what happened."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from user_svc.errors import (
     Unauthorized,
     UnsupportedType,
 )
-from user_svc.registrar import Registrar, check_size, checked_id
+from user_svc.registrar import Registrar, check_size
 from user_svc.settings import Settings
 from user_svc.store import Store
 
@@ -130,16 +129,10 @@ def routes(store: Store, registrar: Registrar, audit: Auditor, settings: Setting
     )
     async def resend(request: Request) -> Response:
         admin(request)
-        until, now = registrar.deadline(), datetime.now(UTC)
-        user = await registrar.user(request.path_params["user_id"], until)
-        try:
-            event = await store.resend(user, now, until)
-        except TooManyResends as exc:
-            midnight = datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
-            exc.headers["Retry-After"] = str(int((midnight - now).total_seconds()) + 1)
-            raise
+        user_id = request.path_params["user_id"]
+        event = await registrar.resend(user_id, registrar.deadline())
         await audit(request, "resend", event)
-        location = {"Location": f"/v1/users/{user.record.user_id}/welcome-email"}
+        location = {"Location": f"/v1/users/{user_id}/welcome-email"}
         return _json(api.Resent("queued", event), 202, location)
 
     @router.delete(
@@ -157,10 +150,8 @@ def routes(store: Store, registrar: Registrar, audit: Auditor, settings: Setting
     async def delete(request: Request) -> Response:
         admin(request)
         until = registrar.deadline()
-        user_id = checked_id(request.path_params["user_id"])
-        await registrar.finish_erase(user_id, until)  # one that was broken off earlier
-        await store.record(user_id, until)
-        await store.ask_erase(user_id, datetime.now(UTC), until)
+        user_id = request.path_params["user_id"]
+        await registrar.ask_erase(user_id, until)
         await audit(request, "erase", user_id)
         await registrar.finish_erase(user_id, until)
         return Response(status_code=204)

@@ -29,6 +29,8 @@ log = structlog.get_logger()
 _TRY_AGAIN_S = 0.05
 _RECORD_MAX_BYTES = 16_384
 """None of ours is as large as the request that it was made of may be. The event made of one must fit into a message."""
+_MAILS_MAX = 100
+"""Of one user that are shown: years of resends, unless somebody asks for three each day."""
 _UNREACHABLE = "The message broker does not answer. Repeat the request, with the same Idempotency-Key."
 
 
@@ -45,6 +47,7 @@ class Mail(msgspec.Struct, frozen=True):
     event_id: str
     requested_at: datetime
     row: m.Attempts | m.Outcome | None
+    why: m.Why = m.Why.REGISTRATION
 
     @property
     def status(self) -> str:
@@ -192,6 +195,10 @@ class Store:
         stored = await self.record(user_id, deadline)
         return User(user_in(stored), stored.seq)
 
+    def user_id(self, address: Address) -> str:
+        """The id that somebody with this address has, whether there is one or not."""
+        return self._ids.user_id(address.canonical)
+
     async def record(self, user_id: str, deadline: float) -> Stored:
         """A user's record, whatever is in it. Raises `NotFound`."""
         stored = await self._last(s.USERS, s.user_key(user_id), deadline)
@@ -207,17 +214,45 @@ class Store:
         """The newest mail that was asked for this user: the last resend or replay, else the registration's."""
         user_id = user.record.user_id
         again = await self._last(s.USERS, s.again_key(user_id, "*"), deadline)
-        if again is None or again.seq < user.revision:
-            event, requested_at = s.event_id(user_id, user.revision), user.record.created_at
-        else:
-            event, requested_at = s.event_id(user_id, again.seq), again.time
+        if again is not None and again.seq > user.revision:
+            return await self._again(user_id, again, deadline)
+        return await self._first(user, deadline)
+
+    async def mails(self, user: User, deadline: float) -> list[Mail]:
+        """The mails that were asked for this user, the newest first: at most the newest 100."""
+        user_id = user.record.user_id
+        try:
+            async with asyncio.timeout_at(deadline):
+                names = await self._broker.subjects(s.USERS, s.again_key(user_id, "*"))
+        except (Unavailable, ApiError, TimeoutError) as exc:
+            raise TryLater(_UNREACHABLE) from exc
+        keys = await asyncio.gather(*(self._last(s.USERS, name, deadline) for name in names))
+        newer = sorted((k for k in keys if k is not None and k.seq > user.revision), key=lambda k: -k.seq)
+        mails = await asyncio.gather(*(self._again(user_id, key, deadline) for key in newer[:_MAILS_MAX]))
+        if len(mails) < _MAILS_MAX:
+            mails.append(await self._first(user, deadline))
+        return mails
+
+    async def _first(self, user: User, deadline: float) -> Mail:
+        """The mail of the registration."""
+        event = s.event_id(user.record.user_id, user.revision)
+        return Mail(event, user.record.created_at, await self._row(event, deadline))
+
+    async def _again(self, user_id: str, key: Stored, deadline: float) -> Mail:
+        """The mail that a key `again` asks for; its name says why, whatever is in it."""
+        event, name = s.event_id(user_id, key.seq), key.subject.rpartition(".")[2]
+        why = m.Why.REPLAY if name.startswith("r") else m.Why.RESEND
+        return Mail(event, key.time, await self._row(event, deadline), why)
+
+    async def _row(self, event: str, deadline: float) -> m.Attempts | m.Outcome | None:
+        """The newest row of the ledger about an event."""
         stored = await self._last(s.DELIVERIES, s.delivery_rows(event), deadline)
         if stored is None:
-            return Mail(event, requested_at, None)
+            return None
         row, readable = m.ledger_row(stored.subject, stored.data, stored.time)
         if not readable:
             log.error("ledger.unreadable_row", sequence=stored.seq, event_id=event)
-        return Mail(event, requested_at, row)
+        return row
 
     async def resend(self, user: User, now: datetime, deadline: float) -> str:
         """Asks for another mail and returns its event id.
