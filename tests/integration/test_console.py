@@ -1,12 +1,14 @@
 """The console's pages and files as they leave the listener: policy, types, licence, text that stays text."""
 
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from contracts.runtime import session
 from contracts.runtime.admin import admin_app
 from tests.support.processes import System
 from tests.support.waiting import eventually
@@ -20,7 +22,8 @@ STATIC = {
     if path.is_file()
 }
 OURS = [name for name in STATIC if name.endswith(".js") and not name.startswith("vendor/")]
-ADDRESSES = list(PAGES.values())
+ADDRESSES = [*PAGES.values(), "/console/login"]
+TOKEN = "s3cret-token-of-the-test"
 
 
 async def ready() -> list[str]:
@@ -106,13 +109,36 @@ def test_a_script_makes_no_html_of_text(name: str) -> None:
         assert trap not in script
 
 
-@pytest.mark.parametrize(("token", "said"), [(None, True), ("s3cret-token", False)])
-async def test_a_console_without_a_token_says_that_it_is_open(token: str | None, said: bool) -> None:
-    """And with one it does not, nor says which."""
-    async with console(token) as web:
-        html = (await web.get("/")).text
-    assert ("No <code>ADMIN_TOKEN</code> is set" in html) is said
-    assert "s3cret-token" not in html
+async def test_a_console_without_a_token_says_that_it_is_open(web: httpx.AsyncClient) -> None:
+    """On every page; there is nothing to log out of."""
+    for address in PAGES.values():
+        html = (await web.get(address)).text
+        assert "No <code>ADMIN_TOKEN</code> is set" in html
+        assert "logout" not in html
+
+
+@pytest.mark.parametrize("address", PAGES.values())
+async def test_a_page_wants_a_login_where_a_token_is_set(address: str) -> None:
+    """Whoever has none is sent to the login, which leads back; a foreign or expired cookie does not help."""
+    now = time.time()
+    useless = ["", "x", session.issue("another-token-than-that", now), session.issue(TOKEN, now - session.LASTS_S - 1)]
+    async with console(TOKEN) as web:
+        for cookie in useless:
+            answer = await web.get(address, headers={"Cookie": f"{session.COOKIE}={cookie}"})
+            assert (answer.status_code, answer.content) == (303, b"")
+            assert answer.headers["location"] == f"/console/login?next={address}"
+        login = await web.get("/console/login")
+        page = await web.get(address, headers={"Cookie": f"{session.COOKIE}={session.issue(TOKEN, now)}"})
+    assert (login.status_code, page.status_code) == (200, 200)
+    assert "ADMIN_TOKEN</code> is set" not in page.text
+    assert 'id="logout"' in page.text
+    assert TOKEN not in login.text + page.text
+
+
+async def test_the_login_sends_no_token_in_an_address() -> None:
+    """Even where scripts are off, its form posts."""
+    async with console(TOKEN) as web:
+        assert '<form id="login" method="post" action="/login">' in (await web.get("/console/login")).text
 
 
 async def test_the_overview_is_there_before_the_broker_is(system: System) -> None:

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import msgspec
@@ -16,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from contracts.runtime.session import logged_in
 from user_svc.settings import Settings
 
 POLICY = (
@@ -29,7 +32,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-PAGES = {"Overview": "/"}
+_UNKEPT = {"Cache-Control": "no-store"}
+PAGES = {"Overview": "/", "Audit": "/console/audit"}
 """What the navigation lists, in its order."""
 _TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 """By what a file's name ends with. Not the machine's table: it may say anything, and `nosniff` makes browsers obey."""
@@ -55,14 +59,29 @@ def routes(settings: Settings) -> list[Route]:
     )
     files = dict(_files(resources.files("user_svc.console") / "static"))
 
-    def page(request: Request, template: str, **values: str) -> Response:
-        html = templates.get_template(template).render(
-            pages=PAGES, path=request.url.path, open=settings.admin_token is None, **values
+    token = settings.admin_token
+
+    def html(request: Request, template: str, **values: Any) -> Response:
+        text = templates.get_template(template).render(
+            pages=PAGES, path=request.url.path, open=token is None, inside=template != "login.html.j2", **values
         )
-        return Response(html, headers=HEADERS | {"Cache-Control": "no-store"}, media_type="text/html")
+        return Response(text, headers=HEADERS | _UNKEPT, media_type="text/html")
+
+    def page(request: Request, template: str, **values: Any) -> Response:
+        """For whoever is logged in; others are asked to, and come back."""
+        if not logged_in(request, token):
+            where = f"/console/login?next={quote(request.url.path)}"
+            return Response(status_code=303, headers=HEADERS | _UNKEPT | {"Location": where})
+        return html(request, template, **values)
 
     async def overview(request: Request) -> Response:
         return page(request, "overview.html.j2")
+
+    async def audit(request: Request) -> Response:
+        return page(request, "audit.html.j2")
+
+    async def login(request: Request) -> Response:
+        return html(request, "login.html.j2")
 
     async def static(request: Request) -> Response:
         file = files.get(request.path_params["name"])
@@ -75,6 +94,8 @@ def routes(settings: Settings) -> list[Route]:
 
     return [
         Route("/", overview),
+        Route("/console/audit", audit),
+        Route("/console/login", login),
         Route("/console/static/{name:path}", static),
     ]
 

@@ -144,7 +144,7 @@ function make(chart) {
       scales: { x: { time: true }, y: { range: (_, __, high) => [0, Math.max(high ?? 0, 1) * 1.08] }, state: { range: [0, 2] } },
       axes: [
         axis({ values: (_, splits) => splits.map((s) => clock(s).slice(0, 5)), space: 60, size: 28 }),
-        axis({ size: 62, space: 34, values: (_, splits) => splits.map(timed ? duration : plain), ...(timed && { incrs: DURATIONS }) }),
+        axis({ size: 76, space: 34, values: (_, splits) => splits.map(timed ? duration : plain), ...(timed && { incrs: DURATIONS }) }),
       ],
       series: [
         { label: "time", value: (_, s) => (s === null || s === undefined ? "–" : clock(s)) },

@@ -1,5 +1,6 @@
 // The overview: each snapshot of the event stream is written into the page; samples go to the charts.
 
+import { ask } from "./ask.js";
 import { $, ZONE, time } from "./dom.js";
 import { addSample, showSamples } from "./charts.js";
 import { paint } from "./flow.js";
@@ -26,10 +27,46 @@ async function loadSamples() {
 
 function showSnapshot(snapshot) {
   paint(snapshot);
+  $("close-breaker").disabled = snapshot.breaker?.state === "closed";
   $("as-of").textContent = `As of ${time(snapshot.at)}.`;
   $("problem").hidden = !snapshot.problem;
   if ($("problem").textContent !== (snapshot.problem ?? "")) $("problem").textContent = snapshot.problem ?? "";
 }
+
+/** What a breaker route answers, as words. */
+const breakerSays = ({ state, next_attempt_at: next }) =>
+  `Done. The breaker is ${state.replace("_", " ")}${next ? `; it tries again at ${time(next)}` : ""}.`;
+
+$("open-breaker").addEventListener("click", () =>
+  ask({
+    title: "Stop all mail",
+    says: [
+      "The breaker opens: the queue is paused on the broker, so no replica sends anything from now on.",
+      "Sign-up goes on, and mails wait in the queue. Nothing is lost; what waits longer than the deadline expires.",
+    ],
+    fields: [
+      { name: "for", label: "For how long", options: [["5m", "5 minutes"], ["30m", "30 minutes"], ["2h", "2 hours"], ["", "until it is closed by hand"]] },
+      { name: "reason", label: "Reason, for the others (no personal data)", value: "by an operator", maxlength: 200 },
+    ],
+    confirm: "Stop all mail",
+    danger: true,
+    address: "/circuit-breaker/open",
+    body: (given) => ({ reason: given.reason, ...(given.for && { for: given.for }) }),
+    done: breakerSays,
+  }),
+);
+
+$("close-breaker").addEventListener("click", () =>
+  ask({
+    title: "Let mail flow",
+    says: ["The breaker closes at once, without probes: every replica goes on with what waits, within the rate limit.", "Is the mail server still sick, it opens again after a few failures."],
+    fields: [{ name: "reason", label: "Reason, for the others (no personal data)", value: "by an operator", maxlength: 200 }],
+    confirm: "Let it flow",
+    address: "/circuit-breaker/close",
+    body: (given) => ({ reason: given.reason }),
+    done: breakerSays,
+  }),
+);
 
 $("zone").textContent = ZONE;
 follow("/overview/events", { overview: showSnapshot, sample: addSample }, say, loadSamples);
