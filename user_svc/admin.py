@@ -21,6 +21,10 @@ from user_svc.ledger import Drain, ledger, queue
 from user_svc.settings import Settings
 
 _PAGE_MAX = 500
+_FILTERS = ("state", "reason", "event_id", "older_than", "younger_than")
+"""Of the dead letters, those that are text."""
+_REPLAY_MAX_BYTES = 65_536
+"""A thousand event ids."""
 
 
 class Open(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,7 +97,7 @@ def routes(
 
     async def dead_letters(request: Request) -> Response:
         query = request.query_params
-        asked = {k: v for k, v in query.items() if k in ("state", "reason", "event_id")}
+        asked = {k: v for k, v in query.items() if k in _FILTERS}
         chosen: Filter = body_as(Filter, asked | ({"code": _number(query["code"], 999)} if "code" in query else {}))
         limit = max(1, _number(query.get("limit", "100"), _PAGE_MAX))
         after = _number(query.get("cursor", "0"), 10**18)
@@ -106,8 +110,8 @@ def routes(
         return await show(page)
 
     async def replay(request: Request) -> Response:
-        body: Replay = body_as(Replay, await acting(request, token))
-        target = body.event_id or msgspec.json.encode(body.chosen).decode()
+        body: Replay = body_as(Replay, await acting(request, token, max_bytes=_REPLAY_MAX_BYTES))
+        target = body.target
         matching: int = await act(request, "replay-count", target, lambda: letters.count(body.chosen))
         if body.dry_run:
             return json_response({"dry_run": True, "matching": matching})

@@ -8,8 +8,8 @@ twice: a replay that was broken off is simply issued again. A letter that is the
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,11 +19,17 @@ from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime import crash
 from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
+from contracts.runtime.settings import duration_s
 from user_svc import metrics
 from user_svc.store import living, walk
 from user_svc.users import nonce
 
 log = structlog.get_logger()
+
+
+_SELECTED_MAX = 1000
+Selected = Annotated[frozenset[str], msgspec.Meta(min_length=1, max_length=_SELECTED_MAX)]
+"""Event ids."""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,33 +40,72 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A part of the reason."""
     code: int | None = None
     event_id: str | None = None
+    event_ids: Selected | None = None
+    older_than: str | None = None
+    """A duration: it ended so long ago, or longer."""
+    younger_than: str | None = None
+    """A duration: it ended not yet so long ago."""
 
-    def takes(self, letter: m.DeadLetter) -> bool:
-        """Whether the letter is one of them."""
+    def __post_init__(self) -> None:
+        for name, text in (("older_than", self.older_than), ("younger_than", self.younger_than)):
+            try:
+                _age(text)
+            except ValueError as exc:
+                raise ValueError(f"{name}: {exc}") from exc
+
+    def at(self, now: datetime) -> Callable[[m.DeadLetter], bool]:
+        """Whether a letter is one of them, by that time."""
+        older, younger = _age(self.older_than), _age(self.younger_than)
+
+        def takes(letter: m.DeadLetter) -> bool:
+            return (
+                self._names(letter)
+                and (older is None or now - letter.at >= older)
+                and (younger is None or now - letter.at < younger)
+            )
+
+        return takes
+
+    def _names(self, letter: m.DeadLetter) -> bool:
         return (
             self.state in (None, str(letter.state))
             and (self.reason is None or self.reason in letter.reason)
             and self.code in (None, letter.code)
             and self.event_id in (None, letter.event_id)
+            and (self.event_ids is None or letter.event_id in self.event_ids)
         )
 
 
+def _age(text: str | None) -> timedelta | None:
+    return None if text is None else timedelta(seconds=duration_s(text))
+
+
 class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `POST /dead-letters/replay` takes: one event, a filter, or all; never nothing by mistake."""
+    """What `POST /dead-letters/replay` takes: one event, some, a filter, or all; never nothing by mistake."""
 
     event_id: str | None = None
+    event_ids: Selected | None = None
     filter: Filter | None = None
     all: bool = False
     per_second: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 100.0
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if (self.event_id is not None) + (self.filter is not None) + self.all != 1:
-            raise ValueError("give exactly one of event_id, filter and all=true")
+        if sum(given is not None for given in (self.event_id, self.event_ids, self.filter)) + self.all != 1:
+            raise ValueError("give exactly one of event_id, event_ids, filter and all=true")
 
     @property
     def chosen(self) -> Filter:
-        return self.filter or Filter(event_id=self.event_id)
+        return self.filter or Filter(event_id=self.event_id, event_ids=self.event_ids)
+
+    @property
+    def target(self) -> str:
+        """What the audit says that it was done to. Of many the first three: each one replayed has a key of its own."""
+        chosen = self.chosen
+        if chosen.event_ids is None:
+            return chosen.event_id or msgspec.json.encode(chosen).decode()
+        first = sorted(chosen.event_ids)
+        return f"{len(first)} selected: {', '.join(first[:3])}{', …' if len(first) > 3 else ''}"
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -105,10 +150,11 @@ class DeadLetters:
         return sum([1 async for _ in self._matching(chosen, 0)])
 
     async def _matching(self, chosen: Filter, after: int) -> AsyncIterator[Letter]:
+        takes = chosen.at(datetime.now(UTC))
         async for rows in walk(self._broker, stream=s.DEAD_LETTERS, pattern=">", after=after):
             for row in rows:
                 letter = _decoded(row)
-                if letter is not None and chosen.takes(letter):
+                if letter is not None and takes(letter):
                     yield Letter(letter, row.seq)
 
     async def replay_one(self, found: Letter) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -183,3 +184,42 @@ async def test_an_unreadable_user_can_be_erased(service: Service, admin: httpx.A
     assert (shown.status_code, "erased" in shown.json()["detail"]) == (500, True)
     assert (await admin.post("/mails/find", json={"user_id": user_id})).status_code == 200
     assert (await admin.post(f"/mails/{user_id}/erase", json={"confirm": user_id})).status_code == 204
+
+
+async def test_dead_letters_are_chosen_by_age_and_one_by_one(admin: httpx.AsyncClient, broker: Broker) -> None:
+    """Counted as replayed: a thousand may be selected, and what was not is left."""
+    now = datetime.now(UTC)
+    events = [s.event_id("y" * 26, n) for n in range(1, 5)]
+    for hours, event in enumerate(events):
+        at = now - timedelta(hours=hours, minutes=1)
+        row = m.DeadLetter(event_id=event, user_id="y" * 26, state=m.State.DEAD, reason="no", at=at, code=599)
+        await broker.store(s.dead_letter(event, "dead"), m.DEAD_LETTER.encode(row))
+
+    async def shown(query: str) -> list[str]:
+        page = (await admin.get(f"/dead-letters?code=599&{query}")).json()
+        return [row["event_id"] for row in page["dead_letters"]]
+
+    assert await shown("older_than=1h") == events[1:]
+    assert await shown("younger_than=1h") == events[:1]
+    assert await shown("older_than=1h&younger_than=3h") == events[1:3]
+    assert (await admin.get("/dead-letters?older_than=yesterday")).status_code == 422
+    ages = {"filter": {"code": 599, "older_than": "2h"}, "dry_run": True}
+    assert (await admin.post("/dead-letters/replay", json=ages)).json() == {"dry_run": True, "matching": 2}
+
+    selected = [*events[1:3], *(s.event_id("x" * 26, n) for n in range(10**9, 10**9 + 998))]
+    assert (await admin.post("/dead-letters/replay", json={"event_ids": [*selected, "x"]})).status_code == 422
+    assert (await admin.post("/circuit-breaker/close", json={"reason": selected})).status_code == 413
+    dry = await admin.post("/dead-letters/replay", json={"event_ids": selected, "dry_run": True})
+    assert dry.json() == {"dry_run": True, "matching": 2}
+    started = await admin.post("/dead-letters/replay", json={"event_ids": selected})
+    assert (started.status_code, started.json()["matching"]) == (202, 2)
+
+    async def over() -> dict[str, Any]:
+        progress: dict[str, Any] = (await admin.get("/dead-letters/replay")).json()
+        return {} if progress["running"] else progress
+
+    done = await eventually(over)
+    assert (done["users_gone"], done["ended"]) == (2, "done")
+    assert await shown("") == [events[0], events[3]]
+    action, _, target, outcome = await newest(admin)
+    assert (action, target.partition(":")[0], outcome) == ("replay", "1000 selected", "started for 2")
