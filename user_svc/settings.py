@@ -35,6 +35,8 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     email_deadline_s: Positive = 86_400.0
     user_id_key: str = DEVELOPMENT_KEY
     admin_token: str | None = None
+    jaeger_url: str | None = None
+    """Where a browser finds traces."""
     reconcile_after_s: Positive = 60.0
     reconcile_interval_s: Positive = 86_400.0
 
@@ -48,6 +50,8 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         )
 
     def __post_init__(self) -> None:
+        if self.jaeger_url is not None and not self.jaeger_url.startswith(("http://", "https://")):
+            raise ValueError(f"JAEGER_URL: expected http://… or https://…, not {self.jaeger_url!r}")
         if self.production:
             if self.user_id_key == DEVELOPMENT_KEY:
                 raise ValueError("USER_ID_KEY: required when ENVIRONMENT=production")

@@ -22,7 +22,8 @@ STATIC = {
     if path.is_file()
 }
 OURS = [name for name in STATIC if name.endswith(".js") and not name.startswith("vendor/")]
-ADDRESSES = [*PAGES.values(), "/console/login"]
+INSIDE = [*PAGES.values(), "/console/mails/abcdefghijklmnopqrstuvwxyz"]
+ADDRESSES = [*INSIDE, "/console/login"]
 TOKEN = "s3cret-token-of-the-test"
 
 
@@ -111,13 +112,13 @@ def test_a_script_makes_no_html_of_text(name: str) -> None:
 
 async def test_a_console_without_a_token_says_that_it_is_open(web: httpx.AsyncClient) -> None:
     """On every page; there is nothing to log out of."""
-    for address in PAGES.values():
+    for address in INSIDE:
         html = (await web.get(address)).text
         assert "No <code>ADMIN_TOKEN</code> is set" in html
         assert "logout" not in html
 
 
-@pytest.mark.parametrize("address", PAGES.values())
+@pytest.mark.parametrize("address", INSIDE)
 async def test_a_page_wants_a_login_where_a_token_is_set(address: str) -> None:
     """Whoever has none is sent to the login, which leads back; a foreign or expired cookie does not help."""
     now = time.time()
@@ -139,6 +140,20 @@ async def test_the_login_sends_no_token_in_an_address() -> None:
     """Even where scripts are off, its form posts."""
     async with console(TOKEN) as web:
         assert '<form id="login" method="post" action="/login">' in (await web.get("/console/login")).text
+
+
+async def test_what_stands_in_an_address_stays_text(web: httpx.AsyncClient) -> None:
+    """The id that a page of mails was asked for comes back as an attribute's value and no more."""
+    html = (await web.get("/console/mails/%22%3E%3Cscript%3Ealert(1)%3C%2Fscript%3E")).text
+    assert "alert(1)" not in html or "&#34;&gt;&lt;script&gt;alert(1)" in html
+    assert "<script>alert" not in html
+
+
+def test_traces_are_looked_for_at_a_web_address() -> None:
+    """Anything else in JAEGER_URL stops the start, for it becomes a link."""
+    assert Settings(jaeger_url="http://127.0.0.1:16686").jaeger_url
+    with pytest.raises(ValueError, match="JAEGER_URL: expected http"):
+        Settings(jaeger_url="javascript:alert(1)")
 
 
 async def test_the_overview_is_there_before_the_broker_is(system: System) -> None:

@@ -33,7 +33,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _UNKEPT = {"Cache-Control": "no-store"}
-PAGES = {"Overview": "/", "Audit": "/console/audit"}
+PAGES = {"Overview": "/", "Mails": "/console/mails", "Audit": "/console/audit"}
 """What the navigation lists, in its order."""
 _TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 """By what a file's name ends with. Not the machine's table: it may say anything, and `nosniff` makes browsers obey."""
@@ -63,7 +63,11 @@ def routes(settings: Settings) -> list[Route]:
 
     def html(request: Request, template: str, **values: Any) -> Response:
         text = templates.get_template(template).render(
-            pages=PAGES, path=request.url.path, open=token is None, inside=template != "login.html.j2", **values
+            pages=PAGES,
+            path=_listed(request.url.path),
+            open=token is None,
+            inside=template != "login.html.j2",
+            **values,
         )
         return Response(text, headers=HEADERS | _UNKEPT, media_type="text/html")
 
@@ -76,6 +80,13 @@ def routes(settings: Settings) -> list[Route]:
 
     async def overview(request: Request) -> Response:
         return page(request, "overview.html.j2")
+
+    async def mails(request: Request) -> Response:
+        return page(request, "mails.html.j2")
+
+    async def history(request: Request) -> Response:
+        traces = (settings.jaeger_url or "").rstrip("/")
+        return page(request, "history.html.j2", user_id=request.path_params["user_id"], traces=traces)
 
     async def audit(request: Request) -> Response:
         return page(request, "audit.html.j2")
@@ -94,10 +105,17 @@ def routes(settings: Settings) -> list[Route]:
 
     return [
         Route("/", overview),
+        Route("/console/mails", mails),
+        Route("/console/mails/{user_id}", history),
         Route("/console/audit", audit),
         Route("/console/login", login),
         Route("/console/static/{name:path}", static),
     ]
+
+
+def _listed(path: str) -> str:
+    """The page of the navigation that a path belongs to."""
+    return next((page for page in PAGES.values() if page != "/" and path.startswith(page)), path)
 
 
 def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, File]]:
