@@ -1,4 +1,5 @@
-"""What the services tell each other about the path: the breaker's record in bucket CONTROL, and the talk about it.
+"""What the services tell each other about the path: the records of the breaker and of the simulated downtime in bucket
+CONTROL, and the talk about the breaker.
 
 Kinds and codecs follow the rules of contracts.messages; the names are in contracts.subjects.
 """
@@ -110,11 +111,22 @@ class Report(Wire, frozen=True, kw_only=True, tag="breaker.report.v1"):
     blame: Blame | None = None
 
 
+class DowntimeRecord(Wire, frozen=True, kw_only=True, tag="control.downtime.v1"):
+    """What operators asked for, at either service; seconds since 1970 on the broker's clock."""
+
+    forced_until: float = 0.0
+    spared_until: float = 0.0
+    """The schedule is overruled until then. Not written since 1.2."""
+    ended_at: float = 0.0
+    """The downtime that the schedule had on just then is over: who wrote it need not know the schedule. Since 1.2."""
+
+
 BREAKER = Codec(BreakerRecord)
 ASKED = Codec(Ask)
 ANSWER = Codec(Answer)
 RESULTED = Codec(Result)
 REPORTED = Codec(Report)
+DOWNTIME = Codec(DowntimeRecord)
 
 KINDS: dict[str, Codec[Any]] = {
     "control.breaker.v1": BREAKER,
@@ -122,5 +134,6 @@ KINDS: dict[str, Codec[Any]] = {
     "breaker.answer.v1": ANSWER,
     "breaker.result.v1": RESULTED,
     "breaker.report.v1": REPORTED,
+    "control.downtime.v1": DOWNTIME,
 }
 """Like contracts.messages.KINDS."""

@@ -58,7 +58,7 @@ def _user_svc() -> Rights:
             s.ERASE_KEYS,
             s.USER_ID_KEY_FINGERPRINT,
             s.idempotency_key("*"),
-            s.BREAKER_KEY,
+            *(s.BREAKER_KEY, s.DOWNTIME_KEY),
             s.WELCOME_REQUESTED,
             s.outcome("*.*", "erased"),
             s.audited("user_svc", "*"),

@@ -26,14 +26,14 @@ from contracts import control, messages, permissions
 from contracts import subjects as s
 from contracts.runtime import traces
 from contracts.streams import Service, Stream, topology
-from email_svc import downtime, limiter
+from email_svc import limiter
 from email_svc.policies import limit
 from user_svc import api
 
 FOLDER = Path(__file__).resolve().parents[1] / "contracts"
 SERVICES: tuple[Service, ...] = ("user_svc", "email_svc")
 
-_MODULES: tuple[ModuleType, ...] = (messages, control, downtime, limiter, limit, api)
+_MODULES: tuple[ModuleType, ...] = (messages, control, limiter, limit, api)
 """Where the Structs are defined."""
 
 

@@ -10,7 +10,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from contracts import subjects as s
-from contracts.messages import Codec, Wire
+from contracts.control import DOWNTIME, DowntimeRecord
 from contracts.runtime.broker import ApiError, Broker, Conflict, Unavailable
 from contracts.runtime.clock import BrokerClock
 from email_svc import metrics
@@ -23,15 +23,9 @@ _EDGE_EVERY_S = 0.1
 _TRIES = 5
 
 
-class DowntimeRecord(Wire, frozen=True, kw_only=True, tag="control.downtime.v1"):
-    """What operators asked for; seconds since 1970 on the broker's clock."""
-
-    forced_until: float = 0.0
-    spared_until: float = 0.0
-    """The schedule is overruled until then."""
-
-
-DOWNTIME = Codec(DowntimeRecord)
+def spared_until(schedule: Schedule, record: DowntimeRecord) -> float:
+    """Until when the record overrules the schedule: to the end of the downtime that it ended, and no longer."""
+    return max(record.spared_until, down_until(schedule, record.ended_at) or 0.0)
 
 
 class Downtime:
@@ -53,7 +47,7 @@ class Downtime:
             self._schedule,
             self._clock.low(),
             forced_until=self._record.forced_until,
-            spared_until=self._record.spared_until,
+            spared_until=spared_until(self._schedule, self._record),
         )
 
     async def run(self) -> None:
@@ -100,11 +94,7 @@ class Downtime:
 
     async def end(self) -> None:
         """Up from now on; the schedule goes on after the downtime that it has on just now, if any."""
-
-        def spared(now: float) -> DowntimeRecord:
-            return DowntimeRecord(spared_until=down_until(self._schedule, now) or 0.0)
-
-        await self._write(spared)
+        await self._write(lambda now: DowntimeRecord(ended_at=now))
 
     async def _write(self, make: Any) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""user_svc's admin API: the breaker, the queue, the ledger and the dead letters; each action leaves an AUDIT record."""
+"""user_svc's admin API: the breaker, the queue, the ledger, the dead letters, the downtime; each action is in AUDIT."""
 
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from contracts.runtime.logs import without_addresses
 from contracts.runtime.settings import duration_s
 from user_svc.breaker_guard import Guard
 from user_svc.dead_letters import DeadLetters, Filter, Replay, view
+from user_svc.downtime import DowntimeAction, ask_downtime
 from user_svc.ledger import Drain, ledger, queue
 from user_svc.settings import Settings
 
@@ -61,10 +62,7 @@ def routes(
 
     async def breaker_open(request: Request) -> Response:
         body: Open = body_as(Open, await acting(request, token))
-        try:
-            for_s = None if body.for_ is None else duration_s(body.for_)
-        except ValueError as exc:
-            raise Refused(422, f"for: {exc}") from exc
+        for_s = None if body.for_ is None else _duration_s(body.for_)
 
         async def open_() -> None:
             await guard.open(for_s, without_addresses(body.reason))
@@ -82,6 +80,13 @@ def routes(
 
         await act(request, "breaker-close", "", close)
         return json_response(_breaker_view(guard, settings))
+
+    async def downtime(request: Request) -> Response:
+        body: DowntimeAction = body_as(DowntimeAction, await acting(request, token))
+        for_s = None if body.for_ is None else _duration_s(body.for_)
+        action = "downtime-end" if body.end else "downtime-start"
+        asked = await act(request, action, body.for_ or "", lambda: ask_downtime(broker, for_s))
+        return json_response(asked)
 
     async def show(what: Any) -> Response:
         try:
@@ -144,6 +149,7 @@ def routes(
         Route("/circuit-breaker", breaker),
         Route("/circuit-breaker/open", breaker_open, methods=["POST"]),
         Route("/circuit-breaker/close", breaker_close, methods=["POST"]),
+        Route("/downtime", downtime, methods=["POST"]),
         Route("/queue", queue_),
         Route("/ledger", ledger_),
         Route("/dead-letters", dead_letters),
@@ -187,6 +193,13 @@ def _audit_view(row: Stored) -> m.Audit | dict[str, int]:
         return m.AUDIT.decode(row.data)
     except msgspec.DecodeError:
         return {"unreadable": row.seq}
+
+
+def _duration_s(text: str) -> float:
+    try:
+        return duration_s(text)
+    except ValueError as exc:
+        raise Refused(422, f"for: {exc}") from exc
 
 
 def _number(text: str, highest: int) -> int:

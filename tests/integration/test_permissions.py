@@ -89,7 +89,6 @@ DENIED: dict[User, tuple[str, ...]] = {
         s.dead_letter(EVENT, "dead"),
         s.quarantined(1),
         s.RATE_LIMIT_KEY,
-        s.DOWNTIME_KEY,
         s.audited("email_svc", "downtime"),
         "$KV.USERS.admin",
         s.changed(s.BREAKER_KEY),

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts.control import DowntimeRecord
+from email_svc.downtime import spared_until
 from email_svc.policies.downtime import Schedule, down_until, next_down
 
 ON = Schedule(enabled=True, interval_s=300.0, duration_s=30.0)
@@ -91,3 +93,21 @@ def test_nonsense_is_refused(wrong: dict[str, Any], said: str) -> None:
     """With value and bound."""
     with pytest.raises(ValueError, match=said):
         Schedule(enabled=True, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("record", "until"),
+    [
+        (DowntimeRecord(), 0.0),
+        (DowntimeRecord(spared_until=300.0), 300.0),  # as version 1 wrote it
+        (DowntimeRecord(ended_at=269.9), 0.0),  # nothing was on
+        (DowntimeRecord(ended_at=270.0), 300.0),
+        (DowntimeRecord(ended_at=299.9), 300.0),
+        (DowntimeRecord(ended_at=300.0), 0.0),
+        (DowntimeRecord(ended_at=571.0, spared_until=300.0), 600.0),
+    ],
+)
+def test_who_ends_a_downtime_need_not_know_the_schedule(record: DowntimeRecord, until: float) -> None:
+    """The one that was on when it was ended is spared, and no other."""
+    assert spared_until(ON, record) == until
+    assert spared_until(OFF, record) == record.spared_until
