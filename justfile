@@ -155,7 +155,7 @@ build-seq: (build "user") (build "email")
 
 # Run the suites one after another, the fast ones first; the first that fails ends it
 [group('check')]
-test-seq: (test "tests/unit") (test "tests/property") (test "tests/integration") (test "tests/e2e") (test "tests/chaos") (test "tests/containers") (test "tests/gateway") (test "tests/bench")
+test-seq: (test "tests/unit") (test "tests/property") (test "tests/integration") (test "tests/e2e") (test "tests/chaos") (test "tests/containers") (test "tests/gateway") (test "tests/browser") (test "tests/bench")
 
 # Lint one thing after another; the first that fails ends it
 [group('check')]

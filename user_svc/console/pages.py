@@ -33,7 +33,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _UNKEPT = {"Cache-Control": "no-store"}
-PAGES = {"Overview": "/", "Mails": "/console/mails", "Audit": "/console/audit"}
+PAGES = {"Overview": "/", "Mails": "/console/mails", "Dead letters": "/console/dead-letters", "Audit": "/console/audit"}
 """What the navigation lists, in its order."""
 _TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 """By what a file's name ends with. Not the machine's table: it may say anything, and `nosniff` makes browsers obey."""
@@ -88,6 +88,9 @@ def routes(settings: Settings) -> list[Route]:
         traces = (settings.jaeger_url or "").rstrip("/")
         return page(request, "history.html.j2", user_id=request.path_params["user_id"], traces=traces)
 
+    async def letters(request: Request) -> Response:
+        return page(request, "letters.html.j2")
+
     async def audit(request: Request) -> Response:
         return page(request, "audit.html.j2")
 
@@ -107,6 +110,7 @@ def routes(settings: Settings) -> list[Route]:
         Route("/", overview),
         Route("/console/mails", mails),
         Route("/console/mails/{user_id}", history),
+        Route("/console/dead-letters", letters),
         Route("/console/audit", audit),
         Route("/console/login", login),
         Route("/console/static/{name:path}", static),

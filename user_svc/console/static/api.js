@@ -28,10 +28,12 @@ export function post(address, body) {
   return fetch(address, { method: "POST", headers, body: JSON.stringify(body) }).then(answered).catch(unreachable);
 }
 
-/** Asks again every so often while the page is seen. `say(state, words)` hears how it went. */
-export function every(ms, ask, say) {
+/** Asks again every `pause()` ms while the page is seen. `say(state, words)` hears how it went. Returns: asks now. */
+export function every(pause, ask, say) {
   let timer = 0;
+  let turns = 0;
   async function turn() {
+    const mine = (turns += 1);
     clearTimeout(timer);
     if (document.hidden) return say("paused", "Paused while the page is hidden");
     try {
@@ -40,7 +42,7 @@ export function every(ms, ask, say) {
     } catch (error) {
       say("lost", `${error.message} Trying again.`);
     }
-    timer = setTimeout(turn, ms);
+    if (mine === turns) timer = setTimeout(turn, pause()); // else a later turn goes on
   }
   document.addEventListener("visibilitychange", turn);
   turn();

@@ -34,4 +34,4 @@ async function load() {
 }
 
 $("zone").textContent = ZONE;
-every(5000, load, sayIn($("connection")));
+every(() => 5000, load, sayIn($("connection")));

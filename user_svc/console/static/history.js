@@ -122,4 +122,4 @@ $("erase").addEventListener("click", () =>
 );
 
 $("zone").textContent = ZONE;
-load = every(3000, show, sayIn($("connection")));
+load = every(() => 3000, show, sayIn($("connection")));
