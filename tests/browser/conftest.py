@@ -32,7 +32,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def page(browser: Browser) -> AsyncIterator[Page]:
-    """A page, and nothing went wrong: no error in its console, no policy broken, no other host asked, no script's dialog."""
+    """A page on which nothing went wrong: no error logged, no policy broken, no other host asked, no dialog."""
     context = await browser.new_context(viewport={"width": 1280, "height": 900})
     made = await context.new_page()
     wrong: list[str] = []
