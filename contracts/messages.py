@@ -113,6 +113,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     trace_id: str = ""
     """Of the mail's trace, where that is sampled: 32 hex digits. Since 1.1."""
+    breaker: str = ""
+    """What the worker had leave by: the breaker `closed`, a permit of one that was `half_open`, or `alone` without
+    user_svc. Empty: nothing was to be reached. Since 1.2."""
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):

@@ -277,6 +277,7 @@ class Delivery:
             text=redacted(result.text, event.email) if result.code is not None else str(result.fault),
             seconds=round(seconds, 3),
             trace_id=traces.trace_id(),
+            breaker=trial.leave.breaker,
         )
         metrics.ATTEMPTED[verdict].inc()
         metrics.SECONDS.observe(seconds, traces.exemplar())

@@ -53,6 +53,11 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True):
     given_at: float = 0.0
     """Monotonic."""
 
+    @property
+    def breaker(self) -> str:
+        """The breaker's state by which it was given; `alone`: nobody could be asked."""
+        return {"free": c.Breaker.CLOSED.value, "permit": c.Breaker.HALF_OPEN.value, "alone": "alone"}[self.kind]
+
 
 class Path:
     """What this worker knows of the path, and its talk with user_svc about it."""

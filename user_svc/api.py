@@ -76,6 +76,8 @@ class AttemptView(msgspec.Struct, frozen=True):
     seconds: float
     trace_id: str | None = None
     """Where its trace can be found; null if it is not sampled."""
+    breaker: str = ""
+    """By which state of the circuit breaker it was made: closed, half_open, or alone; empty where it is not known."""
 
 
 class WelcomeEmailView(msgspec.Struct, frozen=True):
@@ -133,7 +135,7 @@ def welcome_email_view(mail: Mail) -> WelcomeEmailView:
         requested_at=mail.requested_at,
         attempts_total=row.history.total if row is not None else 0,
         attempts=[
-            AttemptView(a.at, a.verdict, a.phase, a.code, a.enhanced, a.text, a.seconds, a.trace_id or None)
+            AttemptView(a.at, a.verdict, a.phase, a.code, a.enhanced, a.text, a.seconds, a.trace_id or None, a.breaker)
             for a in mail.attempts
         ],
         next_attempt_at=row.due_at if isinstance(row, m.Attempts) else None,

@@ -43,6 +43,12 @@ async def connection(system: System) -> Broker:
     return await connect(name="test", url=system.nats.url, on_closed=lambda _: None)
 
 
+async def attempts(client: httpx.AsyncClient, users: list[str]) -> list[dict[str, Any]]:
+    """All that were made for these users, as the API shows them."""
+    views = [(await client.get(f"/v1/users/{user}/welcome-email")).json() for user in users]
+    return [attempt for view in views for attempt in view["attempts"]]
+
+
 def monotonic(text: str) -> float:
     """A time in the API on the monotonic clock, which the SMTP server's times are on."""
     return datetime.fromisoformat(text).timestamp() - time.time() + time.monotonic()
@@ -109,8 +115,7 @@ async def test_lapses_by_itself_when_every_user_svc_is_dead(system: System, smtp
     smtp.on("mail", SICK)
     await system.start()
     async with httpx.AsyncClient(base_url=system.user.url, timeout=10) as client:
-        for n in range(20):
-            await register(client, n)
+        users = [(await register(client, n)).json()["id"] for n in range(20)]
         await until_state(client, system, "open")
         await until_state(client, system, "open")
     system.user.kill()
@@ -125,6 +130,9 @@ async def test_lapses_by_itself_when_every_user_svc_is_dead(system: System, smtp
     system.user.start()
     await system.user.ready()
     await eventually(lambda: "path.no_longer_alone" in system.email.text(), within_s=20)
+    async with httpx.AsyncClient(base_url=system.user.url, timeout=10) as client:
+        told = {attempt["breaker"] for attempt in await attempts(client, users)}
+    assert {"closed", "alone"} <= told <= {"closed", "half_open", "alone"}
 
 
 async def test_restart_of_the_broker_remembers(system: System, smtp: SmtpServer) -> None:
@@ -133,8 +141,7 @@ async def test_restart_of_the_broker_remembers(system: System, smtp: SmtpServer)
     smtp.on("mail", SICK)
     await system.start()
     async with httpx.AsyncClient(base_url=system.user.url, timeout=10) as client:
-        for n in range(10):
-            await register(client, n)
+        users = [(await register(client, n)).json()["id"] for n in range(10)]
         opened = await until_state(client, system, "open")
         system.nats.kill()
         system.nats.start()
@@ -147,6 +154,12 @@ async def test_restart_of_the_broker_remembers(system: System, smtp: SmtpServer)
         await until_state(client, system, "closed", within_s=20)
         assert (await breaker(client, system))["epoch"] >= opened["epoch"] + 2
         await eventually(lambda: len(smtp.accepted) == 10, within_s=30)
+
+        async def probes() -> int:
+            told = await attempts(client, users)
+            return sum((one["breaker"], one["verdict"]) == ("half_open", "sent") for one in told)
+
+        assert 1 <= await eventually(probes) <= 3  # each shows by which leave it was made
 
 
 async def test_permits_outlive_the_broker(system: System, smtp: SmtpServer) -> None:

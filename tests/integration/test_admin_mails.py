@@ -85,6 +85,7 @@ async def test_all_mails_of_a_user_are_shown_with_their_attempts(
         text="no such user",
         seconds=0.2,
         trace_id="ab" * 16,
+        breaker="half_open",
     )
     history = m.History().add(tried, charged=True)
     outcome = m.Outcome(event_id=first, state=m.State.DEAD, at=tried.at, reason="refused", history=history)
@@ -113,7 +114,7 @@ async def test_all_mails_of_a_user_are_shown_with_their_attempts(
     assert (mails[2]["reason"], mails[2]["attempts_total"], mails[2]["ended_at"]) == ("refused", 1, user["created_at"])
     (attempt,) = mails[2]["attempts"]
     assert (attempt["verdict"], attempt["code"], attempt["enhanced_code"]) == ("permanent", 550, "5.1.1")
-    assert attempt["trace_id"] == "ab" * 16
+    assert (attempt["trace_id"], attempt["breaker"]) == ("ab" * 16, "half_open")
 
 
 async def test_a_resend_is_the_public_one(service: Service, admin: httpx.AsyncClient) -> None:

@@ -131,6 +131,7 @@ async def test_the_mail_and_its_attempts_are_shown(api: httpx.AsyncClient, broke
             "text": "later",
             "seconds": 0.5,
             "trace_id": None,
+            "breaker": "",
         }
     ]
     assert (await api.get(f"/v1/users/{user['id']}")).json()["welcome_email"]["status"] == "retrying"
