@@ -70,11 +70,13 @@ def _user_svc() -> Rights:
             # answer to one that names $JS.API.STREAM.PURGE.… would purge.
             *(inbox(user) for user in ("email_svc", "operator")),
             _OTHERS_INBOXES,
+            *(s.REPLICAS_ASK, s.REPLICA_ANSWERS),
         ),
         subscribe=(
             inbox("user_svc"),
             *(s.ASK, s.ASK_ALL, s.RESULT, s.RESULT_ALL, s.REPORT),
             s.changed(s.BREAKER_KEY),
+            s.REPLICAS_ASK,
             *(s.USERS_CREATE, s.USERS_GET),
             _DISCOVERY,
         ),
@@ -98,9 +100,11 @@ def _email_svc() -> Rights:
             *_deletes(s.WELCOME_EMAILS, s.DEAD_LETTERS),  # of an erased user
             f"$JS.API.STREAM.PURGE.{s.DELIVERIES}",  # a row of attempts, once the outcome is there
             *(s.ASK, s.ASK_ALL, s.RESULT, s.RESULT_ALL, s.REPORT),
+            s.REPLICA_ANSWERS,
         ),
         subscribe=(
             inbox("email_svc"),
+            s.REPLICAS_ASK,
             *(s.changed(key) for key in (s.BREAKER_KEY, s.RATE_LIMIT_KEY, s.DOWNTIME_KEY)),
         ),
     )

@@ -45,6 +45,11 @@ REPORT: Final = "breaker.report"
 ONE_OF_USER_SVC: Final = "user_svc"
 """The queue group of user_svc's replicas."""
 
+# user_svc asks all replicas of both services at once; the answers have inboxes of their own, so that no right to answer
+# is one to forge what JetStream says.
+REPLICAS_ASK: Final = "replicas.ask"
+REPLICA_ANSWERS: Final = "_INBOX_user_svc.replicas.*"
+
 # Requests of clients to user_svc: what REST offers, over the bus.
 USERS_CREATE: Final = "users.create"
 USERS_GET: Final = "users.get"
@@ -120,6 +125,11 @@ def changed(key: str) -> str:
 def audited(service: str, action: str) -> str:
     """An operator's action, e.g. `breaker-open`."""
     return f"audit.{service}.{action}"
+
+
+def replica_answers(asker: str) -> str:
+    """Where one replica of user_svc hears the answers to `REPLICAS_ASK`; a token of its own."""
+    return REPLICA_ANSWERS.replace("*", asker)
 
 
 def delivery_rows(event: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from contracts import control, messages, permissions
+from contracts import control, messages, permissions, replica
 from contracts import subjects as s
 from contracts.runtime import traces
 from contracts.streams import Service, Stream, topology
@@ -33,7 +33,7 @@ from user_svc import api
 FOLDER = Path(__file__).resolve().parents[1] / "contracts"
 SERVICES: tuple[Service, ...] = ("user_svc", "email_svc")
 
-_MODULES: tuple[ModuleType, ...] = (messages, control, limiter, limit, api)
+_MODULES: tuple[ModuleType, ...] = (messages, control, replica, limiter, limit, api)
 """Where the Structs are defined."""
 
 
@@ -188,6 +188,12 @@ CHANNELS: dict[str, Channel] = {
         _ANSWER,
     ),
     "breaker-report": Channel(s.REPORT, "Outcomes of attempts that needed no leave.", ("breaker.report.v1",)),
+    "replicas-ask": Channel(
+        s.REPLICAS_ASK,
+        "user_svc asks every process of both services how it is.",
+        ("replica.ask.v1",),
+        ("replica.answer.v1",),
+    ),
 }
 
 

@@ -238,7 +238,13 @@ class Limiter:
 
     async def status(self) -> dict[str, object]:
         """What `GET /rate-limit` shows. Raises `Unavailable` or `ApiError`."""
-        record, _ = await self._read()
+        return self._shown((await self._read())[0])
+
+    def known(self) -> dict[str, object] | None:
+        """The same of the record as last seen, which costs nothing; None: the broker's time is not known yet."""
+        return self._shown(self._seen or self._fresh()) if self._clock.known else None
+
+    def _shown(self, record: RateRecord) -> dict[str, object]:
         now = self._clock.high()
         settings = self._settings
         shown: dict[str, object] = {

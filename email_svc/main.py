@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from contracts import topology
+from contracts import replica, topology
 from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
@@ -25,6 +25,7 @@ from email_svc.leave import Path as PathToSmtp
 from email_svc.ledger import Ledger
 from email_svc.limiter import Limiter
 from email_svc.message import Composer
+from email_svc.replica import said
 from email_svc.settings import Settings
 from email_svc.smtp_pool import SmtpPool
 from email_svc.smtp_url import parse_smtp_url
@@ -101,6 +102,7 @@ async def main(settings: Settings) -> int:
         await stack.enter_async_context(worker.loop)
         stack.push_async_callback(worker.loop.stop, grace_s=_DRAIN_S)
         stack.push_async_callback(cancelled, asyncio.create_task(worker.run()))
+        await replica.answering(broker, "email_svc", ready, lambda: said(limiter, downtime))
         settled()
         log.info("process.ready", metrics_port=settings.metrics_port)
         await stop.event.wait()

@@ -58,7 +58,7 @@ def routes(
         return done
 
     async def breaker(_: Request) -> Response:
-        return json_response(_breaker_view(guard, settings))
+        return json_response(breaker_view(guard, settings))
 
     async def breaker_open(request: Request) -> Response:
         body: Open = body_as(Open, await acting(request, token))
@@ -69,7 +69,7 @@ def routes(
             await guard.look()  # so that the answer says what the broker shows now
 
         await act(request, "breaker-open", body.for_ or "until further notice", open_)
-        return json_response(_breaker_view(guard, settings))
+        return json_response(breaker_view(guard, settings))
 
     async def breaker_close(request: Request) -> Response:
         body: Close = body_as(Close, await acting(request, token))
@@ -79,7 +79,7 @@ def routes(
             await guard.look()
 
         await act(request, "breaker-close", "", close)
-        return json_response(_breaker_view(guard, settings))
+        return json_response(breaker_view(guard, settings))
 
     async def downtime(request: Request) -> Response:
         body: DowntimeAction = body_as(DowntimeAction, await acting(request, token))
@@ -160,7 +160,8 @@ def routes(
     ]
 
 
-def _breaker_view(guard: Guard, settings: Settings) -> dict[str, Any]:
+def breaker_view(guard: Guard, settings: Settings) -> dict[str, Any]:
+    """What `GET /circuit-breaker` shows. Raises `Refused` (503) before the first look at the record."""
     record = guard.record
     if record is None:
         raise Refused(503, "The breaker's record has not been read yet.", {"Retry-After": "1"})

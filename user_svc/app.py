@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from contracts import topology
+from contracts import replica, topology
 from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
@@ -30,6 +30,8 @@ from user_svc.errors import Problem
 from user_svc.ledger import Drain
 from user_svc.login import routes as login_routes
 from user_svc.mails import routes as mail_routes
+from user_svc.overview import Overview
+from user_svc.overview import routes as overview_routes
 from user_svc.reconciler import keep_reconciled
 from user_svc.registrar import Registrar
 from user_svc.relay import Relay
@@ -128,6 +130,12 @@ async def main(settings: Settings) -> int:
         rpc = Rpc(broker, registrar, traffic)
         await rpc.start()
         stack.push_async_callback(rpc.stop, grace_s=_DRAIN_S)
+        await replica.answering(broker, "user_svc", ready)
+        overview = Overview(broker, guard, letters, drain, settings)
+        await overview.start()
+        stack.push_async_callback(cancelled, asyncio.create_task(overview.run()))
+        stack.callback(overview.close)  # first of all: its streams would keep the listener waiting
+        admin.routes.extend(overview_routes(overview))
         settled()
         listening = True
         log.info("process.ready", http_port=settings.http_port, metrics_port=settings.metrics_port)

@@ -35,6 +35,7 @@ from nats.aio.subscription import Subscription
 from contracts import semconv
 from contracts import subjects as s
 from contracts.runtime.broker import Broker
+from contracts.runtime.inbox import has_inbox
 from contracts.runtime.pull import drain
 from user_svc import api, metrics
 from user_svc.edge import Traffic, harmless_id
@@ -140,7 +141,7 @@ class Rpc:
         async def receive(raw: Msg) -> None:
             """Returns at once: the client calls it for one message after another."""
             began = time.perf_counter()
-            if not _has_inbox(raw):
+            if not has_inbox(raw):
                 log.warning("rpc.no_inbox", subject=endpoint.subject)
                 self._traffic.answered(_METHOD, endpoint.subject, 400, began)
                 return
@@ -204,7 +205,7 @@ class Rpc:
 
     def _shower(self, verb: str, show: Callable[[], dict[str, Any]]) -> Callable[[Msg], Awaitable[None]]:
         async def answer(raw: Msg) -> None:
-            if _has_inbox(raw):
+            if has_inbox(raw):
                 kind = f"io.nats.micro.v1.{verb.lower()}_response"
                 who = {"type": kind, "name": NAME, "id": self._id, "version": VERSION, "metadata": {}}
                 await raw.respond(_encode(who | show()))
@@ -233,11 +234,6 @@ class Rpc:
             for e in self._endpoints
         ]
         return {"started": self._started, "endpoints": endpoints}
-
-
-def _has_inbox(raw: Msg) -> bool:
-    """Of any user: private prefixes (`_INBOX_email_svc`) begin like the common one."""
-    return bool(raw.reply.startswith("_INBOX"))
 
 
 def _place(endpoint: Endpoint) -> dict[str, str]:

@@ -131,6 +131,7 @@ DENIED: dict[User, tuple[str, ...]] = {
         s.audited("user_svc", "breaker-open"),
         s.changed(s.BREAKER_KEY),
         "users.get",
+        s.REPLICAS_ASK,
         "_INBOX_user_svc.forged",
     ),
     "provisioner": (
@@ -172,6 +173,7 @@ DENIED: dict[User, tuple[str, ...]] = {
         s.audited("user_svc", "breaker-open"),
         s.REPORT,
         s.ASK,
+        s.REPLICAS_ASK,
         s.changed(s.BREAKER_KEY),
         "_INBOX_user_svc.forged",
     ),

@@ -1,5 +1,5 @@
 """What was sent once is read for ever: golden/v1 holds bytes as version 1 sent them, one file a kind; golden/v1.1 and
-v1.2 those of what has more in them since.
+v1.2 those of what is new or has more in it since.
 
 A field that is renamed, retyped or added without a default fails here. These files are never regenerated; a new kind
 gets a new file.
@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts import control, messages
+from contracts import control, messages, replica
 from contracts.messages import LEDGER_ROW, Attempts, Codec, Outcome, Wire
 from email_svc.limiter import RATE
 
 # The last is email_svc's own, but it outlives its processes all the same.
-KINDS = messages.KINDS | control.KINDS | {"control.rate_limit.v1": RATE}
+KINDS = messages.KINDS | control.KINDS | replica.KINDS | {"control.rate_limit.v1": RATE}
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "v1"
 FILES = sorted(GOLDEN.parent.glob("*/*.json"))

@@ -19,6 +19,7 @@ ALLOWED: list[tuple[str, set[str]]] = [
     ("contracts/subjects.py", WIRE),
     ("contracts/control.py", WIRE),
     ("contracts/runtime/", {"msgspec", "contracts.runtime"} | PLUMBING),  # no word of mail: not even the wire
+    ("contracts/replica.py", WIRE | PLUMBING | {"contracts.runtime"}),
     ("contracts/semconv.py", WIRE | PLUMBING | {"contracts.runtime"}),
     ("contracts/streams.py", WIRE | {"contracts.runtime"}),
     ("contracts/topology.py", WIRE | PLUMBING | {"contracts.runtime", "contracts.streams"}),

@@ -1,0 +1,211 @@
+"""The overview: one look at the whole system, as it is now, as it was, and as it comes."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import structlog
+
+from contracts import replica
+from contracts import subjects as s
+from contracts.runtime.broker import Broker
+from tests.support.processes import Service, System, http_status
+from tests.support.smtp_server import Silence, SmtpServer
+from tests.support.waiting import eventually
+
+
+async def overview(of: Service) -> dict[str, Any]:
+    """A snapshot; never anything but a 200."""
+    async with httpx.AsyncClient(base_url=of.admin, timeout=20) as admin:
+        answer = await admin.get("/overview")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+async def register(system: System, name: str) -> None:
+    """One user."""
+    async with httpx.AsyncClient(base_url=system.user.url, timeout=20) as api:
+        answer = await api.post("/v1/users", json={"email": f"{name}@example.com", "name": name})
+        assert answer.status_code == 201, answer.text
+
+
+@contextlib.asynccontextmanager
+async def events(of: Service) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
+    """The event stream: names and data."""
+
+    async def read(answer: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
+        name = ""
+        async for line in answer.aiter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                yield name, json.loads(line.removeprefix("data: "))
+
+    async with (
+        httpx.AsyncClient(base_url=of.admin, timeout=20) as admin,
+        admin.stream("GET", "/overview/events") as answer,
+    ):
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        yield read(answer)
+
+
+async def test_a_registration_is_followed_until_it_is_sent(system: System, smtp: SmtpServer) -> None:
+    """In every figure; and every replica of both services is there, with what it says of itself."""
+    system.set_env(RATE_LIMIT_RPM="600")
+    await system.start()
+    another = system.another("email_svc")
+    another.start()
+    await another.ready()
+    before = await overview(system.user)
+    assert before["problem"] is None
+    assert before["accepted"] == {"total": 0, "per_second": 0.0}
+    assert (before["outbox"], before["sent"]["total"], before["queue"]["size"]) == ({"pending": 0}, 0, 0)
+    await register(system, "ada")
+
+    async def sent() -> dict[str, Any] | None:
+        found = await overview(system.user)
+        return found if found["sent"]["total"] and found["queue"]["size"] == 0 and found["sent"]["per_second"] else None
+
+    after = await eventually(sent, what="the mail in the overview")
+    assert after["accepted"]["total"] == 1
+    assert after["accepted"]["per_second"] > 0
+    assert (after["queue"]["in_flight"], after["queue"]["retrying"]) == (0, 0)
+    assert after["ledger"] | {"live_events": 1, "sent": 1, "gap": 0, "balanced": True} == after["ledger"]
+    assert after["breaker"]["state"] == "closed"
+    assert after["replay"]["running"] is False
+    assert after["limiter"]["algorithm"] == "token_bucket"
+    assert after["limiter"]["limit_per_minute"] == 600
+    assert 0 <= after["limiter"]["tokens"] <= 10
+    assert after["downtime"]["down"] is False
+    assert [(each["service"], each["ready"]) for each in after["replicas"]] == [
+        ("email_svc", True),
+        ("email_svc", True),
+        ("user_svc", True),
+    ]
+    assert len({each["replica"] for each in after["replicas"]}) == 3
+
+
+async def test_a_mail_in_hand_is_in_flight(system: System, smtp: SmtpServer) -> None:
+    """What a worker has is told apart from what waits for its next try; no limit has no number of tokens."""
+    smtp.on("dot", Silence())
+    await system.start()
+    await register(system, "held")
+
+    async def held() -> dict[str, Any] | None:
+        found = await overview(system.user)
+        return found if found["queue"]["in_flight"] else None
+
+    found = await eventually(held, what="a mail in flight")
+    assert (found["queue"]["in_flight"], found["queue"]["retrying"]) == (1, 0)
+    assert found["limiter"]["tokens"] is None
+
+
+async def test_without_the_broker_it_says_so_and_shows_what_it_knows(system: System) -> None:
+    """No 500, over the whole of an outage, and the figures come back by themselves."""
+    await system.start()
+    await register(system, "before")
+    await eventually(lambda: _sent(system), what="the mail")
+    system.nats.kill()
+    found = await eventually(lambda: _problem(system), what="a problem")
+    assert found["problem"].startswith("The broker does not answer: ")
+    assert found["sent"]["total"] == found["accepted"]["total"] == 1
+    assert len(found["replicas"]) == 2
+    async with events(system.user) as stream:
+        name, shown = await anext(stream)
+        assert (name, shown["problem"] is None) == ("overview", False)
+        system.nats.start()
+        await system.nats.ready()
+        async with asyncio.timeout(30):
+            while name != "overview" or shown["problem"] is not None:
+                name, shown = await anext(stream)
+    assert http_status(f"{system.user.admin}/overview/samples") == 200
+
+
+async def _sent(system: System) -> bool:
+    return bool((await overview(system.user))["sent"]["total"])
+
+
+async def _problem(system: System) -> dict[str, Any] | None:
+    found = await overview(system.user)
+    return found if found["problem"] else None
+
+
+async def test_fifty_listeners_hear_one_snapshot_a_second(system: System) -> None:
+    """All the same bytes, made once; and each five seconds a row of the samples."""
+    await system.start()
+
+    async def listen() -> list[tuple[str, Any]]:
+        found: list[tuple[str, Any]] = []
+        async with events(system.user) as stream:
+            async for event in stream:
+                found.append(event)
+                if len([1 for name, _ in found if name == "sample"]) == 2:
+                    return found
+        return found
+
+    async with asyncio.timeout(60):
+        heard = await asyncio.gather(*(listen() for _ in range(50)))
+    for found in heard:
+        # The first is whatever was there when it came; of the rest all hear the same.
+        assert found[-5:] == heard[0][-5:]
+        times = [data["at"] for name, data in found if name == "overview"]
+        assert 5 <= len(times) <= 13
+        assert len(set(times)) >= len(times) - 1
+        first, second = (data for name, data in found if name == "sample")
+        assert second["at"] - first["at"] == 5
+    async with httpx.AsyncClient(base_url=system.user.admin, timeout=20) as admin:
+        columns = (await admin.get("/overview/samples")).json()
+    assert columns["every_s"] == 5
+    rows = [data for name, data in heard[0] if name == "sample"]
+    at = [columns["at"].index(row["at"]) for row in rows]
+    for row, n in zip(rows, at, strict=True):
+        assert {name: columns[name][n] for name in row if name != "verdicts_per_second"} == {
+            name: value for name, value in row.items() if name != "verdicts_per_second"
+        }
+        assert {name: column[n] for name, column in columns["verdicts_per_second"].items()} == row[
+            "verdicts_per_second"
+        ]
+    assert rows[1]["verdicts_per_second"] == {"sent": 0, "path": 0, "message": 0, "other": 0}
+
+
+async def test_open_streams_do_not_keep_it_from_ending(system: System) -> None:
+    """SIGTERM: they end at once, whole, and the process with 0, long before uvicorn would cut them off."""
+    await system.start()
+    async with contextlib.AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(events(system.user)) for _ in range(5)]
+        for stream in streams:
+            await anext(stream)
+        began = time.monotonic()
+        ending = asyncio.create_task(system.user.terminate())
+        for stream in streams:
+            async for _ in stream:
+                pass  # a stream that was cut off would raise
+        assert await ending == 0
+        assert time.monotonic() - began < 3
+
+
+async def test_an_answer_goes_onto_an_inbox_and_nowhere_else(broker: Broker) -> None:
+    """Whoever names another reply subject, or none, is not answered; one who asks properly is."""
+    heard: asyncio.Queue[Any] = asyncio.Queue()
+    for subject in ("anywhere.else", "$KV.USERS.>", inbox := s.replica_answers("test")):
+        await broker.client.subscribe(subject, cb=heard.put)
+
+    async def ready() -> list[str]:
+        return ["stream AUDIT"]
+
+    await replica.answering(broker, "user_svc", ready)
+    with structlog.testing.capture_logs() as said:
+        for reply in ("anywhere.else", "$KV.USERS.u.me", "", inbox):
+            await broker.client.publish(s.REPLICAS_ASK, replica.ASK.encode(replica.ReplicaAsk()), reply)
+        answer = await asyncio.wait_for(heard.get(), 5)
+    assert answer.subject == inbox
+    found = replica.ANSWER.decode(answer.data)
+    assert (found.service, found.ready, found.in_hand, found.limiter) == ("user_svc", False, 0, None)
+    assert [line["event"] for line in said] == ["replica.no_inbox"] * 3
+    assert heard.empty()
