@@ -3,6 +3,7 @@
 import { $, count, duration, rate } from "./dom.js";
 
 const ROWS = 180;
+const SPAN_S = 900;
 const HEIGHT = 190;
 const DURATIONS = [0.1, 0.5, 1, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 172800, 604800];
 const STATES = ["closed", "half open", "open"]; // as the samples number them
@@ -141,7 +142,7 @@ function make(chart) {
       width: place.clientWidth || 300,
       height: HEIGHT,
       cursor: { sync: { key: "all" }, drag: { x: false, y: false } },
-      scales: { x: { time: true }, y: { range: (_, __, high) => [0, Math.max(high ?? 0, 1) * 1.08] }, state: { range: [0, 2] } },
+      scales: { x: { time: true, range: (_, __, last) => [last - SPAN_S, last] }, y: { range: (_, __, high) => [0, Math.max(high ?? 0, 1) * 1.08] }, state: { range: [0, 2] } },
       axes: [
         axis({ values: (_, splits) => splits.map((s) => clock(s).slice(0, 5)), space: 60, size: 28 }),
         axis({ size: 76, space: 34, values: (_, splits) => splits.map(timed ? duration : plain), ...(timed && { incrs: DURATIONS }) }),

@@ -28,6 +28,7 @@ async function loadSamples() {
 function showSnapshot(snapshot) {
   paint(snapshot);
   $("close-breaker").disabled = snapshot.breaker?.state === "closed";
+  $("end-downtime").disabled = snapshot.downtime?.down === false;
   $("as-of").textContent = `As of ${time(snapshot.at)}.`;
   $("problem").hidden = !snapshot.problem;
   if ($("problem").textContent !== (snapshot.problem ?? "")) $("problem").textContent = snapshot.problem ?? "";
@@ -65,6 +66,30 @@ $("close-breaker").addEventListener("click", () =>
     address: "/circuit-breaker/close",
     body: (given) => ({ reason: given.reason }),
     done: breakerSays,
+  }),
+);
+
+$("start-downtime").addEventListener("click", () =>
+  ask({
+    title: "Begin a downtime",
+    says: ["From now on every replica of email_svc treats the mail server as if it did not answer: attempts fail, the breaker opens, mail waits in the queue. It ends by itself."],
+    fields: [{ name: "for", label: "For how long", options: [["30s", "30 seconds"], ["2m", "2 minutes"], ["10m", "10 minutes"]] }],
+    confirm: "Begin the downtime",
+    danger: true,
+    address: "/downtime",
+    body: (given) => ({ for: given.for }),
+    done: ({ down_until: until }) => `Done. The mail server is down, for all replicas, until ${time(until)}.`,
+  }),
+);
+
+$("end-downtime").addEventListener("click", () =>
+  ask({
+    title: "End the downtime",
+    says: ["The replicas reach the mail server again at once; the breaker closes when its probes succeed. One that the schedule began is over too, until the next."],
+    confirm: "End the downtime",
+    address: "/downtime",
+    body: () => ({ end: true }),
+    done: () => "Done. The downtime is over.",
   }),
 );
 
