@@ -8,8 +8,9 @@ import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ANSWERED = "Failed to load resource: the server responded with a status of"
-"""Browsers log every answer that is not good; what a page makes of one, a test looks at itself."""
+NOT_LOADED = "Failed to load resource"
+"""Browsers log every answer that is bad or does not come; what a page makes of one, a test looks at itself. What the policy
+refuses is logged in other words."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,7 +40,7 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
     hosts: set[str] = set()
 
     def logged(message: ConsoleMessage) -> None:
-        if message.type == "error" and not message.text.startswith(ANSWERED):
+        if message.type == "error" and not message.text.startswith(NOT_LOADED):
             wrong.append(message.text)
 
     made.on("console", logged)
