@@ -9,7 +9,7 @@ from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NOT_LOADED = "Failed to load resource"
-"""Browsers log every answer that is bad or does not come; what a page makes of one, a test looks at itself. What the policy
+"""Browsers log each answer that is bad or does not come; what a page makes of it, a test looks at. What the policy
 refuses is logged in other words."""
 
 
