@@ -147,6 +147,7 @@ class Drill:
     async def _collect(self, stack: Stack, load: Load, faults: Faults, breaker: collect.BreakerLog) -> History:
         keys, in_outbox = await collect.keys(stack.direct)
         rows, quarantined = await collect.rows(stack.direct)
+        await breaker.read()
         return History(
             rules=RULES,
             calls=tuple(load.calls),
@@ -182,6 +183,7 @@ def main() -> int:
         raise
     (folder / "history.json").write_bytes(msgspec.json.encode(history))
     violations = [(violation.law, _told(violation)) for violation in check(history)]
+    complaints += report.nothing_shown(history, sabotaged=bool(arguments.sabotage))
     violations += [("drill", text) for text in complaints]
     found = {"seed": seed} | report.summary(
         history, violations, excused(history), seconds=time.monotonic() - drill.began

@@ -15,7 +15,7 @@ from tests.drill.history import History
 from tests.drill.laws_books import ledger, quarantine, settled
 from tests.drill.laws_mails import duplicate, verdict
 from tests.drill.laws_pace import breaker, rate
-from tests.drill.laws_users import erasure, ghost, lost, truth
+from tests.drill.laws_users import answer, erasure, ghost, lost, truth
 
 __all__ = ["LAWS", "Violation", "check", "excused"]
 
@@ -24,6 +24,7 @@ LAWS: tuple[Callable[[Evidence], Iterator[Violation]], ...] = (
     settled,
     ghost,
     truth,
+    answer,
     erasure,
     duplicate,
     verdict,

@@ -61,7 +61,7 @@ class BreakerLog:
         """From now on; and what it is now."""
         await self._broker.client.subscribe(s.changed(s.BREAKER_KEY), cb=self._heard)
         self._broker.reconnected.append(self._on_reconnect)
-        await self._read()
+        await self.read()
 
     async def watch(self) -> None:
         """For ever: notes when the connection was lost, and mends what was missed."""
@@ -70,7 +70,7 @@ class BreakerLog:
             await asyncio.sleep(0.02)
             if self._reconnected:
                 self._reconnected = False
-                await self._read()
+                await self.read()
                 self.deaf.append((heard_until, time.monotonic()))
             if self._broker.client.is_connected:
                 heard_until = time.monotonic()
@@ -78,7 +78,8 @@ class BreakerLog:
     def _on_reconnect(self) -> None:
         self._reconnected = True
 
-    async def _read(self) -> None:
+    async def read(self) -> None:
+        """Notes what the record is now; at the end of a drill too, or who was deaf all along saw nothing wrong."""
         while True:
             try:
                 kept = await self._broker.last(s.CONTROL, s.BREAKER_KEY, timeout_s=1)

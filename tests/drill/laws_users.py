@@ -17,6 +17,13 @@ from tests.drill.evidence import (
 from tests.drill.history import Call, Transaction
 
 _RESENDS_A_DAY = 3
+_ANSWERS = {
+    "register": (201, 409),
+    "erase": (204, 404),
+    "resend": (202, 404, 429),
+}
+_NOT_NOW = (None, 408, 503)
+"""No answer, and what a client may be told to any call while something is broken."""
 _MAY_STILL_BEGIN_S = 1.0
 
 
@@ -118,6 +125,13 @@ def truth(seen: Evidence) -> Iterator[Violation]:
             yield Violation(law="truth", what="a record under another id than was told", event=key.event_id)
 
 
+def answer(seen: Evidence) -> Iterator[Violation]:
+    """A drill's requests are all valid: none is refused but for a reason of `truth`, or for now; and a 500 is a bug."""
+    for call in seen.history.calls:
+        if call.status not in (*_ANSWERS[call.kind], *_NOT_NOW):
+            yield Violation(law="answer", what=f"{call.kind} answered {call.status}", at=call.ended)
+
+
 def _registered_twice(seen: Evidence, email: str, calls: list[Call]) -> Iterator[Violation]:
     made = [call for call in calls if call.kind == "register" and happened(call)]
     erasures = sorted(seen.possible(email, "erase"), key=seen.latest)
@@ -164,7 +178,8 @@ def erasure(seen: Evidence) -> Iterator[Violation]:
 
     At rest an erasure is whole or did not happen, whatever its caller was told: an event with the marker `erased` has
     neither key nor any other row, one without a key has no row but the marker. After a 204 no key of before is left.
-    A mail of before begins at most 1 s after it (and what the server stood still). A marker needs an erasure.
+    A mail of before begins at most 1 s after it (and what the server stood still), or after the 404 that answers when
+    the reply to an erasure was lost. A marker needs an erasure.
     An event is of before when its key is known to be, when its mail was begun before, or when nobody can have asked for
     it later; a dialogue that did not come to its Message-ID is judged by the last of these alone.
     """
@@ -187,7 +202,7 @@ def erasure(seen: Evidence) -> Iterator[Violation]:
         for erase in seen.possible(email, "erase"):
             if erase.status == 204:
                 yield from _left(seen, email, erase)
-                yield from _mailed(seen, email, erase)
+        yield from _mailed(seen, email)
 
 
 def _left(seen: Evidence, email: str, erase: Call) -> Iterator[Violation]:
@@ -197,12 +212,14 @@ def _left(seen: Evidence, email: str, erase: Call) -> Iterator[Violation]:
             yield Violation(law="erasure", what="a key of before the 204", event=key.event_id, at=erase.ended)
 
 
-def _mailed(seen: Evidence, email: str, erase: Call) -> Iterator[Violation]:
-    over = erase.ended + _MAY_STILL_BEGIN_S + seen.late_s
+def _mailed(seen: Evidence, email: str) -> Iterator[Violation]:
+    allowed_s = _MAY_STILL_BEGIN_S + seen.late_s
     for mail in seen.to.get(email, ()):
-        if mail.began > over and _of_before(seen, email, erase, mail):
+        over = (e for e in _gone(seen, email) if mail.began > e.ended + allowed_s and _of_before(seen, email, e, mail))
+        erase = next(over, None)
+        if erase is not None:
             event = event_in(mail.message_id) if mail.message_id else None
-            what = f"a mail begun {mail.began - erase.ended:.1f} s after the 204"
+            what = f"a mail begun {mail.began - erase.ended:.1f} s after the {erase.status}"
             yield Violation(law="erasure", what=what, event=event, user=seen.ids.get(email), at=mail.began)
 
 

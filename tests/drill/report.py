@@ -60,6 +60,19 @@ def _last_of_each_time(faults: Iterable[Fault]) -> list[Fault]:
     return last
 
 
+def nothing_shown(history: History, *, sabotaged: bool = False) -> list[str]:
+    """Why a drill without violations would prove nothing: nobody was told 201, no mail was taken, nothing was broken.
+
+    sabotaged: its defects stand for the faults.
+    """
+    seen = {
+        "nobody was told 201": any(call.kind == "register" and call.status == 201 for call in history.calls),
+        "the SMTP server took no mail": any(mail.accepted_at is not None for mail in history.transactions),
+        "nothing was broken": sabotaged or bool(history.faults),
+    }
+    return [what for what, shown in seen.items() if not shown]
+
+
 def summary(
     history: History, violations: list[tuple[str, str]], excused: dict[str, int], *, seconds: float
 ) -> dict[str, Any]:
@@ -116,7 +129,7 @@ def table(found: dict[str, Any]) -> str:
         "duplicates": f"{mails['copies']}, each with one Message-ID: {excused}" if mails["copies"] else "0",
         "pending": str(mails["pending"]),
         "recovery": f"{found['longest_recovery_s']} s at most, after {found['longest_recovery_after']}",
-        "time": f"{found['seconds']} s",
+        "time": f"{found['seconds']} s; the drill itself stood still for {found['stood_still_s']} s at most",
         "violations": ", ".join(f"{law} {n}" for law, n in laws.items()) or "none",
     }
     return "\n".join(f"{name:>14}  {text}" for name, text in lines.items())

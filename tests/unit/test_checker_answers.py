@@ -229,10 +229,30 @@ def not_found_before_the_erasure_began(d: Draft, at: float) -> None:
     d.call("erase", "ada", at, None)
 
 
-@breaks("truth: 404, but the user is there [ada] at 3.250")
+@breaks("truth: 404, but the user is there [ada] at 3.250", "answer: erase answered 401 at 2.250")
 def not_found_though_the_erasure_failed(d: Draft) -> None:
     d.call("erase", "ada", 2.0, 401)
     d.call("resend", "ada", 3.0, 404)
+
+
+@breaks(
+    "answer: register answered 422 at 50.250",
+    "answer: register answered 500 at 51.250",
+    "answer: erase answered 403 at 52.250",
+    "answer: resend answered 409 at 53.250",
+)
+def a_refusal_that_nobody_expects(d: Draft) -> None:
+    d.call("register", "zoe", 50.0, 422)
+    d.call("register", "zoe", 51.0, 500)
+    d.call("erase", "ada", 52.0, 403)
+    d.call("resend", "ada", 53.0, 409)
+
+
+@allows
+def not_now(d: Draft) -> None:
+    for status in (None, 408, 503):
+        d.call("register", "zoe", 50.0, status)
+        d.call("resend", "ada", 50.0, status)
 
 
 @breaks("truth: 429, but at most 2 resends [fay] at 20.250")

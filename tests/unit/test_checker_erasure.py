@@ -103,6 +103,18 @@ def refused_mail_after_the_204(d: Draft) -> None:
     d.refused("dan.4", 14.0, SILENCE)
 
 
+@breaks("erasure: a mail begun 1.8 s after the 404 [dan.4] at 14.000")
+def mail_after_the_404_of_a_repeated_erasure(d: Draft) -> None:
+    edit(d.calls, calls("dan", "erase", 204), status=None)
+    edit(d.transactions, mail("dan.4"), began=14.0)
+
+
+@allows
+def mail_just_after_the_404_of_a_repeated_erasure(d: Draft) -> None:
+    edit(d.calls, calls("dan", "erase", 204), status=None)
+    edit(d.transactions, mail("dan.4"), began=13.25)
+
+
 @allows
 def mail_after_an_erasure_that_nobody_heard_of(d: Draft) -> None:
     edit(d.calls, calls("dan", "erase", 204), status=None)
@@ -157,7 +169,7 @@ def test_mails_of_a_stranger_are_not_mixed_with_those_of_nobody() -> None:
     """Dialogues that did not come to a recipient are nobody's."""
     d = good()
     d.transactions.append(Transaction(worker=None, began=60.0, rcpt=""))
-    d.calls.append(Call(kind="register", began=50.0, ended=50.25, status=422, email=""))
+    d.calls.append(Call(kind="register", began=50.0, ended=50.25, status=503, email=""))
     d.keys.append(Key(event_id="ada.30", user_id="ada", kind="again", email="", at=50.0, replays="ada.1"))
     d.row("ada.30", "expired", at=200.0)
     d.letter("ada.30", "expired")
