@@ -17,7 +17,7 @@ ADDRESSES = (
     ("krakend", 8000, "the API, through the gateway", "/v1/users"),
     ("user-svc", 8080, "the API itself", "/v1/users"),
     ("mailpit", 8025, "the mails", ""),
-    ("user-svc", 9101, "the breaker", "/circuit-breaker"),
+    ("user-svc", 9101, "the console", ""),
     ("email-svc", 9102, "the rate limit", "/rate-limit"),
     ("grafana", 3000, "dashboards (admin, admin)", ""),
     ("jaeger", 16686, "traces", ""),
