@@ -190,6 +190,38 @@ async def test_open_streams_do_not_keep_it_from_ending(system: System) -> None:
         assert time.monotonic() - began < 3
 
 
+async def test_so_many_may_listen_and_who_leaves_makes_room(system: System) -> None:
+    """500 at once; one more is told to come again, until another has gone without a word."""
+    await system.start()
+    port = system.user.metrics_port
+
+    async def listen() -> tuple[bytes, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /overview/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        status = await reader.readline()
+        return status.split(b" ")[1], writer
+
+    async with asyncio.timeout(60):
+        opened = await asyncio.gather(*(listen() for _ in range(500)))
+        assert {status for status, _ in opened} == {b"200"}
+        refused, writer = await listen()
+        assert refused == b"503"
+        for one in (writer, opened[0][1]):
+            one.close()
+
+        async def again() -> bool:
+            status, another = await listen()
+            if status != b"200":
+                another.close()
+                return False
+            opened.append((status, another))
+            return True
+
+        await eventually(again, what="room for one more")
+    for _, writer in opened:
+        writer.close()
+
+
 async def test_an_answer_goes_onto_an_inbox_and_nowhere_else(broker: Broker) -> None:
     """Whoever names another reply subject, or none, is not answered; one who asks properly is."""
     heard: asyncio.Queue[Any] = asyncio.Queue()
