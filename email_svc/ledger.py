@@ -81,7 +81,10 @@ class Ledger:
             told = False
             while True:
                 try:
-                    return await self.end(outcome, row)
+                    holds = await self.end(outcome, row)
+                    if told:  # meanwhile another worker may have had the message, and tried it
+                        await self.forget_attempts(outcome.event_id)
+                    return holds
                 except Exception as exc:  # noqa: BLE001 - whatever it is, giving up would send the mail again
                     if not told:
                         log.warning("email.outcome_not_written", event_id=outcome.event_id, reason=repr(exc))

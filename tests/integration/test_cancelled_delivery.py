@@ -12,14 +12,14 @@ from contracts import control as c
 from contracts import messages as m
 from contracts import subjects as s
 from contracts import topology
-from contracts.runtime.broker import Broker, Conflict
+from contracts.runtime.broker import Broker, Conflict, Unavailable
 from contracts.runtime.clock import BrokerClock
 from contracts.runtime.pull import Message, PullLoop
 from email_svc.decision import Rules
 from email_svc.delivery import Delivery
 from email_svc.downtime import Downtime
 from email_svc.leave import Leave, Path
-from email_svc.ledger import Ledger
+from email_svc.ledger import Ledger, Row
 from email_svc.limiter import Limit, Limiter
 from email_svc.message import Composer
 from email_svc.policies.downtime import Schedule
@@ -72,6 +72,32 @@ async def delivery_of(broker: Broker, smtp: SmtpServer) -> AsyncIterator[tuple[D
     yield delivery, pool, path
     following.cancel()
     await pool.close()
+
+
+class Overtaken(Ledger):
+    """The broker is away at first, and meanwhile another worker tries the mail."""
+
+    overtaken = False
+
+    async def end(self, outcome: m.Outcome, row: Row | None) -> m.Outcome:
+        if self.overtaken:
+            return await super().end(outcome, row)
+        self.overtaken = True
+        await self.pend(m.Attempts(event_id=outcome.event_id, history=m.History(), due_at=outcome.at), None)
+        raise Unavailable("away", sent=False)
+
+
+async def test_outcome_that_took_long_leaves_no_attempts_of_another_worker(broker: Broker) -> None:
+    """They would stay beside it for ever: whoever has the message next finds it sent."""
+    await topology.provision(broker, service="email_svc", mode="auto", replicas=1)
+    ledger, sent = Overtaken(broker), event(99_999)
+    outcome = m.Outcome(
+        event_id=sent.event_id, state=m.State.SENT, at=datetime.now(UTC), requested_at=sent.requested_at
+    )
+    assert await ledger.insist(outcome, None) == outcome
+    assert ledger.overtaken
+    assert await broker.last(s.DELIVERIES, s.attempts(sent.event_id)) is None
+    assert await broker.last(s.DELIVERIES, s.outcome(sent.event_id, "sent")) is not None
 
 
 async def test_reply_and_cancellation_in_the_same_moment(broker: Broker, smtp: SmtpServer) -> None:
