@@ -1,8 +1,10 @@
 """One tiny iteration of every measurement, so that none can rot; and that the page says what the targets are."""
 
 import asyncio
+import re
 import shutil
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ _EVERYBODYS = {
 }
 _OF_A_BROKER = {"queue to ack p50 ms", "queue to ack p99 ms"}
 _OURS = {"drain after an outage s"}
+PAGE = Path(__file__).parent / "RESULTS.md"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,15 @@ def test_a_missed_target_is_said() -> None:
     assert "| registrations/s ÷ floor, fsync always | ≥ 0.85 | 0.85 | yes |" in page
     assert "| mails/s ÷ floor, fsync always | ≥ 0.7 | 0.69 | **no** |" in page
     assert "fsync each second" not in page
+
+
+def test_the_page_shows_every_target() -> None:
+    """RESULTS.md is of a whole run, with both peers, and of these targets."""
+    page = PAGE.read_text()
+    for target in targets():
+        assert re.search(rf"^\| {re.escape(target.what)} \| [≥≤] {target.bound:g} ", page, re.MULTILINE), target.what
+    assert all(f"\n## {name.capitalize()}\n" in page for name in SYNCS.values())
+    assert "was not measured" not in page
 
 
 def test_the_cold_start_is_that_of_the_readme() -> None:
