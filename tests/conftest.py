@@ -11,7 +11,7 @@ from contracts.runtime.broker import Broker, connect
 from tests.support.processes import GivenNats, NatsServer, System, nats_source
 from tests.support.smtp_server import SmtpServer
 
-NOT_IN_CI = frozenset({"krakend", "grafana", "jaeger", "fuse", "advisories", "chromium"})
+NOT_IN_CI = frozenset({"krakend", "grafana", "jaeger", "fuse", "advisories"})
 """What cannot be installed in CI."""
 
 

@@ -13,13 +13,6 @@ NOT_LOADED = "Failed to load resource"
 refuses is logged in other words."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that is here needs a browser."""
-    for item in items:
-        if "tests/browser/" in item.path.as_posix():
-            item.add_marker(pytest.mark.unavailable_in_ci("chromium"))
-
-
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
     """The Chromium of this machine."""
