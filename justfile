@@ -40,6 +40,11 @@ create-user email="" name="Ada Lovelace":
 rpc-create email="" name="Ada Lovelace":
     {{ tasks }} rpc-create "$@"
 
+# Against `just up`: people register while the mail server fails and recovers; says what to look at (--every 2 --well 10)
+[group('run')]
+demo *args:
+    uv run python deploy/local/demo.py "$@"
+
 # Ask broker and services whether they are well, one line each
 [group('run')]
 health-check:
@@ -122,6 +127,11 @@ accounts:
 [group('check')]
 dashboards:
     uv run python deploy/grafana/dashboards.py
+
+# Take the pictures of the console anew: deploy/screenshots, some three minutes (needs Chromium)
+[group('check')]
+screenshots *args:
+    uv run python -m tests.browser.screenshots "$@"
 
 # Check Prometheus' configuration and rules, and test the alerts (promtool)
 [group('check')]

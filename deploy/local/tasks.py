@@ -57,20 +57,27 @@ def admin(service: str, path: str, body: str = "") -> int:
 
 
 def _call(what: str, port: str, path: str, body: object = None) -> int:
-    url = f"http://{HOST}:{port}{path}"
-    headers = {"Content-Type": "application/json"}
-    if token := os.environ.get("ADMIN_TOKEN"):
-        headers["Authorization"] = f"Bearer {token}"
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
+    asked = request(port, path, body)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  an http URL of ours
+        with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310  an http URL of ours
             print(f"{answer.status} {answer.reason}\n{_readable(answer.read())}")
     except urllib.error.HTTPError as exc:
         print(f"{exc.code} {exc.reason}\n{_readable(exc.read())}")
         return 1
     except (OSError, http.client.HTTPException) as exc:
-        return complain(f"no {what} at {url} ({getattr(exc, 'reason', exc)}). Is it running? `just up` starts it.")
+        return complain(
+            f"no {what} at {asked.full_url} ({getattr(exc, 'reason', exc)}). Is it running? `just up` starts it."
+        )
     return 0
+
+
+def request(port: str, path: str, body: object = None) -> urllib.request.Request:
+    """A GET, or a POST of a JSON body, as the operator where ADMIN_TOKEN is set."""
+    headers = {"Content-Type": "application/json"}
+    if token := os.environ.get("ADMIN_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    data = None if body is None else json.dumps(body).encode()
+    return urllib.request.Request(f"http://{HOST}:{port}{path}", data, headers)
 
 
 def health_check() -> int:

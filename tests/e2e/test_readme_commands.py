@@ -32,9 +32,10 @@ PORTS = (
 
 
 @pytest.fixture
-async def local(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
-    """The environment of a running `just up` with ports and data of its own."""
+async def local(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[dict[str, str]]:
+    """The environment of a running `just up` with ports and data of its own; a test may add to it (indirect)."""
     env = {name: str(free_port()) for name in PORTS} | {"MAILFLOW_DATA": str(tmp_path / "data"), "NO_COLOR": "1"}
+    env |= getattr(request, "param", {})
     runner = Process("up", just("up"), tmp_path, env)
     runner.start()
 
@@ -87,6 +88,17 @@ async def test_first_mail_and_every_recipe(local: dict[str, str]) -> None:
     ):
         assert expected in said(command, local), command
     assert "No dead letter matches" in run(just("replay"), local).stdout
+
+
+@pytest.mark.parametrize("local", [{"CIRCUIT_BREAKER_TIMEOUT": "2s", "RATE_LIMIT_RPM": "0"}], indirect=True)
+async def test_a_demo_fails_and_recovers(local: dict[str, str]) -> None:
+    """`just demo`: the breaker opens and closes, everybody has a mail, and the mail server is left up."""
+    told = await asyncio.to_thread(said, just("demo", "--every", "0.2", "--well", "1"), local)
+    steps = ("Somebody registers", "is down", "The breaker is open", "up again", "the breaker closed", "Done.")
+    assert [told.find(step) for step in steps] == sorted(told.find(step) for step in steps)
+    assert "the books' gap is 0" in told
+    assert '"down": false' in said(just("downtime-end"), local)
+    assert run(just("demo", "--every", "0"), local).returncode != 0
 
 
 async def test_the_nats_cli_shows_it_all(local: dict[str, str]) -> None:
