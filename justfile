@@ -149,6 +149,11 @@ drill *args:
 bench *args:
     uv run --group bench python -m tests.bench "$@"
 
+# Measure what 50 open pages of the console cost user_svc, two minutes; fails beyond 10 % (--pages 50 --rounds 5)
+[group('check')]
+bench-pages *args:
+    uv run python -m tests.bench.open_pages "$@"
+
 # Change the pure cores in small ways and count what their tests notice: 90 % of each file, or of those named
 [group('check')]
 mutants *files:

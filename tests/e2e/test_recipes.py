@@ -41,6 +41,7 @@ def test_what_needs_no_system(clone: Path) -> None:
         (just("test-integration", *collect, tree=clone), "tests/integration/test_smtp.py"),
         (just("test-e2e", *collect, tree=clone), "tests/e2e/test_recipes.py"),
         (just("bench", "--help", tree=clone), "--quick"),
+        (just("bench-pages", "--help", tree=clone), "--rounds"),
         (just("--dry-run", "check-all", tree=clone), "_check-all"),
         (just("--dry-run", "test-cover", tree=clone), "--cov=email_svc"),
         (just("--dry-run", "test-seq", tree=clone), "workshop.py test"),
