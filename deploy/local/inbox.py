@@ -43,9 +43,17 @@ MAX_LIMIT = 1_000
 
 EVENT_INTERVAL_S = 0.2
 """Least time between two events to one page: a thousand mails a second become five reloads of the list."""
-KEEP_ALIVE_S = 15.0
+KEEP_ALIVE_S = 3.0
+"""A page that hears nothing for twice as long says that it is not connected."""
 
-PAGE = Path(__file__).resolve().parent / "inbox_page"
+HERE = Path(__file__).resolve().parent
+PAGE = HERE / "inbox_page"
+CONSOLE = HERE.parents[1] / "user_svc" / "console" / "static"
+FILES = {
+    "/": PAGE / "index.html",
+    **{f"/{name}": PAGE / name for name in ("inbox.css", "inbox.js")},
+    **{f"/{name}": CONSOLE / name for name in ("console.css", "dom.js", "live.js", "icon.svg")},
+}
 
 COMMON_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -115,7 +123,7 @@ class Mailbox:
         self.tell()
 
     async def changes(self) -> AsyncIterator[str]:
-        """Server-sent events: one at once, then one after each change (or several), a comment when nothing happens."""
+        """Server-sent events: one at once, then one after each change (or several), another when nothing happens."""
         changed = asyncio.Event()
         self.listeners.add(changed)
         try:
@@ -124,7 +132,7 @@ class Mailbox:
                 yield f"event: change\ndata: {len(self.mails)}\n\n"
                 await asyncio.sleep(EVENT_INTERVAL_S)
                 while not await _is_set(changed, KEEP_ALIVE_S):
-                    yield ": still here\n\n"
+                    yield "event: still\ndata: 0\n\n"
                 changed.clear()
         finally:
             self.listeners.discard(changed)
@@ -202,11 +210,11 @@ def application(mailbox: Mailbox) -> Starlette:
         return PlainTextResponse("ok", headers=DATA_HEADERS)
 
     async def page(request: Request) -> Response:
-        return FileResponse(PAGE / (request.url.path.strip("/") or "index.html"), headers=PAGE_HEADERS)
+        return FileResponse(FILES[request.url.path], headers=PAGE_HEADERS)
 
     return Starlette(
         routes=[
-            *(Route(path, page) for path in ("/", "/inbox.css", "/inbox.js", "/icon.svg")),
+            *(Route(path, page) for path in FILES),
             Route("/api/v1/messages", list_messages),
             Route("/api/v1/messages", delete_messages, methods=["DELETE"]),
             Route("/api/v1/message/{id}", one),

@@ -1,20 +1,15 @@
 // The page of the inbox: the list follows the server's events, the address (#<id>) says which mail is open.
 // What comes from a mail goes into the page as text only (textContent), its HTML part only into a sandboxed frame.
 
+import { $, element, time, timeElement } from "./dom.js"; // the console's, as is live.js
+import { follow } from "./live.js";
+
 const PAGE_SIZE = 100;
-const $ = (id) => document.getElementById(id);
 
 const entries = new Map(); // id -> <li>, kept so that focus and scroll position survive a reload of the list
 let limit = PAGE_SIZE;
 let loading = false;
 let changedMeanwhile = false;
-
-function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
 
 const person = ({ Name, Address }) => (Name ? `${Name} <${Address}>` : Address);
 const people = (list) => list.map(person).join(", ");
@@ -29,21 +24,16 @@ async function get(path) {
 // ---- the list ----
 
 function makeEntry(mail) {
-  const link = element("a");
-  link.href = `#${mail.ID}`;
-  const created = new Date(mail.Created);
-  const time = element("time", "", created.toLocaleTimeString());
-  time.dateTime = mail.Created;
-  time.title = created.toLocaleString();
-  link.append(
-    element("span", "to", people([...mail.To, ...mail.Cc, ...mail.Bcc]) || "(nobody)"),
-    time,
-    element("span", "subject", mail.Subject || "(no subject)"),
-    element("span", "snippet", mail.Snippet),
+  const part = (className, text) => element("span", { className, text });
+  const link = element(
+    "a",
+    { href: `#${mail.ID}` },
+    part("to", people([...mail.To, ...mail.Cc, ...mail.Bcc]) || "(nobody)"),
+    timeElement(mail.Created),
+    part("subject", mail.Subject || "(no subject)"),
+    part("snippet", mail.Snippet),
   );
-  const item = element("li");
-  item.append(link);
-  return item;
+  return element("li", {}, link);
 }
 
 function showList({ messages, total, unread }) {
@@ -129,7 +119,7 @@ function fillMail(mail) {
     ["Cc", people(mail.Cc)],
     ["Bcc", people(mail.Bcc)],
     ["Reply to", people(mail.ReplyTo)],
-    ["Date", new Date(mail.Date).toLocaleString()],
+    ["Date", time(mail.Date)],
     ["Size", `${mail.Size.toLocaleString()} bytes`],
     ["Attached", attachments.join(", ")],
   ]);
@@ -138,11 +128,8 @@ function fillMail(mail) {
   $("html-part").hidden = !mail.HTML;
   $("html").replaceChildren();
   if (mail.HTML) {
-    const frame = element("iframe");
-    frame.setAttribute("sandbox", "");
-    frame.title = "HTML part of the mail";
-    frame.src = `/api/v1/message/${mail.ID}/html`;
-    $("html").append(frame);
+    const src = `/api/v1/message/${mail.ID}/html`;
+    $("html").append(element("iframe", { sandbox: "", title: "HTML part of the mail", src }));
   }
   $("headers").replaceChildren();
   $("raw").textContent = "";
@@ -153,7 +140,7 @@ function fillMail(mail) {
 function fillList(list, rows) {
   list.replaceChildren();
   for (const [name, value] of rows) {
-    if (value) list.append(element("dt", "", name), element("dd", "", value));
+    if (value) list.append(element("dt", { text: name }), element("dd", { text: value }));
   }
 }
 
@@ -173,21 +160,23 @@ async function fillRaw() {
   if (id === openId()) $("raw").textContent = raw;
 }
 
-// ---- events ----
+// ---- events, and what acts ----
 
-function listen() {
-  const source = new EventSource("/events");
-  source.addEventListener("change", loadList);
-  source.onopen = () => showConnection(true);
-  source.onerror = () => {
-    showConnection(false);
-    if (source.readyState === EventSource.CLOSED) setTimeout(listen, 2000); // it gives up on some answers; we do not
-  };
+function showConnection(state, words) {
+  if ($("connection").textContent === words) return; // it would be read out again
+  $("connection").dataset.state = state;
+  $("connection").textContent = words;
 }
 
-function showConnection(live) {
-  $("connection").textContent = live ? "live" : "disconnected, trying again…";
-  $("connection").classList.toggle("live", live);
+async function deleteAll() {
+  try {
+    const answer = await fetch("/api/v1/messages", { method: "DELETE" });
+    if (!answer.ok) throw new Error(`it answered ${answer.status}`);
+    $("ask").close();
+  } catch (error) {
+    $("ask-result").dataset.state = "bad";
+    $("ask-result").textContent = `Not deleted: ${error.message}`;
+  }
 }
 
 function moveFocus(event) {
@@ -209,9 +198,13 @@ $("older").addEventListener("click", () => {
   limit += PAGE_SIZE;
   loadList();
 });
-$("delete-all").addEventListener("click", async () => {
-  if (confirm("Delete all mails?")) await fetch("/api/v1/messages", { method: "DELETE" });
+$("delete-all").addEventListener("click", () => {
+  $("ask-result").textContent = "";
+  $("ask").showModal();
+  $("ask-cancel").focus();
 });
+$("ask-cancel").addEventListener("click", () => $("ask").close());
+$("ask-confirm").addEventListener("click", deleteAll);
 
-listen();
+follow("/events", { change: loadList, still() {} }, showConnection);
 showMail();
