@@ -1,6 +1,7 @@
 """The console as its users have it: a browser, both services, a broker and a mail server that refuses."""
 
 import asyncio
+import itertools
 
 import httpx
 import pytest
@@ -135,6 +136,7 @@ async def test_nobody_acts_without_a_login(system: System, page: Page) -> None:
     acts = {
         "/circuit-breaker/open": "{}",
         "/circuit-breaker/close": "{}",
+        "/downtime": '{"for": "30s"}',
         "/dead-letters/replay": '{"all": true}',
         "/dead-letters/replay/stop": "{}",
         "/mails/find": '{"email": "ada@example.com"}',
@@ -168,26 +170,26 @@ async def test_nobody_acts_without_a_login(system: System, page: Page) -> None:
 async def test_every_page_fits_a_telephone_and_has_no_serious_fault(
     system: System, smtp: SmtpServer, browser: Browser
 ) -> None:
-    """360 px wide, light and dark; axe-core, where it is installed, finds nothing serious or critical."""
+    """360 px wide and 1280, light and dark; axe-core, where it is installed, finds nothing serious or critical."""
     await system.start()
     await dead(system, smtp, 3)
     axe = AXE.read_text() if AXE.exists() else ""
     async with httpx.AsyncClient() as client:
         letters = (await client.get(f"{system.user.admin}/dead-letters")).json()["dead_letters"]
     faults = []
-    for scheme in ("light", "dark"):
-        context = await browser.new_context(viewport={"width": 360, "height": 780}, color_scheme=scheme)
+    for scheme, width in itertools.product(("light", "dark"), (360, 1280)):
+        context = await browser.new_context(viewport={"width": width, "height": 780}, color_scheme=scheme)
         page = await context.new_page()
         for address in [*PAGES.values(), f"/console/mails/{letters[0]['user_id']}", "/console/login"]:
             await page.goto(system.user.admin + address)
             if await page.locator("#connection").count():
                 await expect(page.locator("#connection")).to_have_text("Live" if address == "/" else "Up to date")
-            assert await page.evaluate("document.documentElement.scrollWidth") == 360, address
+            assert await page.evaluate("document.documentElement.scrollWidth") == width, address
             if axe:
                 await page.evaluate(axe)  # by the debugger: the page's policy would not let it in
                 found = await page.evaluate("axe.run()")
                 faults += [
-                    (scheme, address, fault["id"], [node["html"][:120] for node in fault["nodes"]])
+                    (scheme, width, address, fault["id"], [node["html"][:120] for node in fault["nodes"]])
                     for fault in found["violations"]
                     if fault["impact"] in ("serious", "critical")
                 ]
