@@ -143,6 +143,11 @@ async def test_restart_of_the_broker_remembers(system: System, smtp: SmtpServer)
     async with httpx.AsyncClient(base_url=system.user.url, timeout=10) as client:
         users = [(await register(client, n)).json()["id"] for n in range(10)]
         opened = await until_state(client, system, "open")
+
+        async def paused() -> bool:  # a moment after the record says so
+            return (await breaker(client, system))["broker"]["paused_until"] is not None
+
+        await eventually(paused)
         system.nats.kill()
         system.nats.start()
         await system.nats.ready()
