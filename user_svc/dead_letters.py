@@ -149,10 +149,12 @@ class DeadLetters:
         """How many match."""
         return sum([1 async for _ in self._matching(chosen, 0)])
 
-    async def _matching(self, chosen: Filter, after: int) -> AsyncIterator[Letter]:
+    async def _matching(self, chosen: Filter, after: int, upto: float = math.inf) -> AsyncIterator[Letter]:
         takes = chosen.at(datetime.now(UTC))
         async for rows in walk(self._broker, stream=s.DEAD_LETTERS, pattern=">", after=after):
             for row in rows:
+                if row.seq > upto:
+                    return
                 letter = _decoded(row)
                 if letter is not None and takes(letter):
                     yield Letter(letter, row.seq)
@@ -210,7 +212,9 @@ class DeadLetters:
         loop = asyncio.get_running_loop()
         due = loop.time()
         try:
-            async for found in self._matching(replay.chosen, 0):
+            info = await self._broker.api(f"STREAM.INFO.{s.DEAD_LETTERS}")
+            upto = info["state"]["last_seq"]  # what dies again meanwhile is a new letter, and for another replay
+            async for found in self._matching(replay.chosen, 0, upto):
                 alive = await self._persist(found)
                 progress.replayed += alive
                 progress.users_gone += not alive
@@ -221,6 +225,9 @@ class DeadLetters:
         except (Unavailable, ApiError) as exc:
             progress.ended = f"broken off: {exc}; issue it again"
             log.warning("dead_letters.replay_broken_off", reason=str(exc), replayed=progress.replayed)
+        except Exception as exc:  # outermost: who looks at the progress must not take it for done
+            progress.ended = f"broken off: {type(exc).__name__}, see the log"
+            log.exception("dead_letters.replay_failed", replayed=progress.replayed)
         finally:
             progress.running = False
             progress.ended_at = datetime.now(UTC)

@@ -85,10 +85,8 @@ class Overview:
         try:
             found = await self._books()
         except (Unavailable, ApiError, Refused) as exc:
-            found = {"at": self._guard.now(), "problem": f"The broker does not answer: {exc}"}
+            found = {"problem": f"The broker does not answer: {exc}"}  # `at` stays: the figures are of then
         self._heard = await asking
-        if found["problem"] is not None and not self._heard:
-            return {**self._last, **found}
         workers = [heard.answer for heard in self._heard if heard.answer.service == "email_svc"]
         if found.get("queue") is not None:
             in_flight = sum(worker.in_hand for worker in workers)

@@ -68,6 +68,8 @@ async def test_what_is_lost_is_said_and_comes_back_by_itself(system: System, pag
     await expect(connection).to_have_text("Live")
     system.nats.kill()
     await expect(page.locator("#problem")).to_contain_text("The broker does not answer", timeout=SOON_MS)
+    await expect(page.locator("#as-of")).to_contain_text("These figures are old")
+    await expect(page.locator("body")).to_have_class("stale")
     system.nats.start()
     await expect(page.locator("#problem")).to_be_hidden(timeout=SOON_MS)
     await page.evaluate(HIDE, True)

@@ -163,6 +163,12 @@ async def test_nobody_acts_without_a_login(system: System, page: Page) -> None:
     await page.wait_for_url(f"{admin}/console/login")
     await page.goto(f"{admin}/")
     assert page.url.startswith(f"{admin}/console/login")
+    for elsewhere in ("/.//evil.example/", "/x/..//evil.example/", f"{admin}//evil.example/", "https://evil.example/"):
+        await page.goto(f"{admin}/console/login?next={elsewhere}")
+        await page.fill("#token", TOKEN)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(lambda url: "/console/login" not in url)
+        assert page.url.startswith(f"{admin}/"), "a login leads to no other host"
     assert [url for url in seen if TOKEN in url] == []
     assert TOKEN not in system.user.text()
 

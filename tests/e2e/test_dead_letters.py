@@ -61,6 +61,37 @@ async def test_bulk_replay_survives_a_kill_and_sends_each_once(system: System, s
         assert seen["dead"] == {"total": count, "open": 0, "replayed": count}
 
 
+async def test_a_replay_does_not_replay_what_dies_meanwhile(system: System, smtp: SmtpServer) -> None:
+    """The server still refuses: 30 letters are replayed and dead again, each once, and the replay is done."""
+    smtp.on("rcpt", Reply(550, "5.1.1 no such user"))
+    await system.start()
+    admin = system.user.admin
+    async with httpx.AsyncClient(base_url=system.user.url, timeout=30) as client:
+        await asyncio.gather(*(register(client, n) for n in range(30)))
+
+        async def dead() -> int:
+            return int((await client.get(f"{admin}/ledger")).json()["dead"]["total"])
+
+        async def first_dead() -> bool:
+            return await dead() == 30
+
+        await eventually(first_dead, within_s=30)
+        started = await client.post(f"{admin}/dead-letters/replay", json={"all": True, "per_second": 10})
+        assert started.json()["matching"] == 30
+
+        async def ended() -> dict[str, Any] | None:
+            progress: dict[str, Any] = (await client.get(f"{admin}/dead-letters/replay")).json()
+            return None if progress["running"] else progress
+
+        done = await eventually(ended, within_s=30)
+        assert (done["replayed"], done["ended"]) == (30, "done")
+
+        async def again_dead() -> bool:
+            return await dead() == 60
+
+        await eventually(again_dead, within_s=30)
+
+
 async def test_waiting_retries_do_not_hold_up_fresh_mail(system: System, smtp: SmtpServer) -> None:
     """2,000 greylisted mails wait for a retry that is not due: a fresh one goes out at once."""
     waiting = 2000

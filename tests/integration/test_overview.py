@@ -114,6 +114,8 @@ async def test_without_the_broker_it_says_so_and_shows_what_it_knows(system: Sys
     system.nats.kill()
     found = await eventually(lambda: _problem(system), what="a problem")
     assert found["problem"].startswith("The broker does not answer: ")
+    again = await eventually(lambda: _problem(system), what="a problem")
+    assert again["at"] == found["at"], "old figures, and they say of when"
     assert found["sent"]["total"] == found["accepted"]["total"] == 1
     assert len(found["replicas"]) == 2
     async with events(system.user) as stream:

@@ -45,7 +45,7 @@ export function paint(snapshot) {
   paintPipes(snapshot);
   paintBreaker(breaker);
   paintBalance(snapshot.ledger);
-  paintReplicas(snapshot.replicas ?? [], snapshot.at);
+  paintReplicas(snapshot.replicas ?? [], snapshot.at, Boolean(snapshot.problem));
 }
 
 function nextAttempt(breaker) {
@@ -103,7 +103,7 @@ function paintBalance(ledger) {
   put($("balance"), words);
 }
 
-function paintReplicas(replicas, now) {
+function paintReplicas(replicas, now, troubled) {
   const rows = replicas.map((each) => {
     const state = each.ready ? ["● ready", "good"] : ["▲ not ready", "bad"];
     const up = each.started_at ? duration((new Date(now) - new Date(each.started_at)) / 1000) : NONE;
@@ -118,7 +118,7 @@ function paintReplicas(replicas, now) {
     return element("tr", {}, ...cells);
   });
   if (!replicas.some((each) => each.service === "email_svc")) {
-    const words = "No email_svc answers: mails wait in the queue until one is back.";
+    const words = troubled ? "Not known: nobody can be asked." : "No email_svc answers: mails wait in the queue until one is back.";
     rows.push(element("tr", {}, element("td", { colspan: 6, className: "bad", text: `▲ ${words}` })));
   }
   $("replica-rows").replaceChildren(...rows);

@@ -6,7 +6,7 @@ import { $ } from "./dom.js";
 function next() {
   try {
     const wanted = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
-    return wanted.origin === location.origin ? wanted.pathname : "/";
+    return wanted.origin === location.origin ? wanted.origin + wanted.pathname : "/"; // the path may begin with //
   } catch {
     return "/";
   }

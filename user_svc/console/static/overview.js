@@ -7,13 +7,21 @@ import { paint } from "./flow.js";
 import { follow } from "./live.js";
 
 let said = "";
+let live = false;
+let troubled = false;
 
 function say(state, words) {
   if (words === said) return; // a status that is written again is read out again
   said = words;
   $("connection").dataset.state = state;
   $("connection").textContent = words;
-  document.body.classList.toggle("stale", state !== "live");
+  live = state === "live";
+  showAge();
+}
+
+/** Grey and still, in the style sheet, where the figures are not of now. */
+function showAge() {
+  document.body.classList.toggle("stale", !live || troubled);
 }
 
 async function loadSamples() {
@@ -29,7 +37,9 @@ function showSnapshot(snapshot) {
   paint(snapshot);
   $("close-breaker").disabled = snapshot.breaker?.state === "closed";
   $("end-downtime").disabled = snapshot.downtime?.down === false;
-  $("as-of").textContent = `As of ${time(snapshot.at)}.`;
+  troubled = Boolean(snapshot.problem);
+  showAge();
+  $("as-of").textContent = `${troubled ? "These figures are old: as" : "As"} of ${time(snapshot.at)}.`;
   $("problem").hidden = !snapshot.problem;
   if ($("problem").textContent !== (snapshot.problem ?? "")) $("problem").textContent = snapshot.problem ?? "";
 }
