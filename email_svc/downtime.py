@@ -20,7 +20,6 @@ log = structlog.get_logger()
 
 _READ_EVERY_S = 5.0
 _EDGE_EVERY_S = 0.1
-_TRIES = 5
 
 
 def spared_until(schedule: Schedule, record: DowntimeRecord) -> float:

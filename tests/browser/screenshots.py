@@ -54,7 +54,7 @@ async def scene(system: System, smtp: SmtpServer, day_s: float) -> None:
 
         registering = asyncio.create_task(people())
         try:
-            await asyncio.sleep(day_s / 4)
+            await asyncio.sleep(day_s / 4)  # here and below: the course of the day, which the charts show
             smtp.on("rcpt", Reply(550, "5.1.1 no such user"), times=_DEAD)
             await asyncio.sleep(day_s / 4)
             await smtp.refuse()

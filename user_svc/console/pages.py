@@ -58,7 +58,6 @@ def routes(settings: Settings) -> list[Route]:
         lstrip_blocks=True,
     )
     files = dict(_files(resources.files("user_svc.console") / "static"))
-
     token = settings.admin_token
 
     def html(request: Request, template: str, **values: Any) -> Response:

@@ -9,7 +9,7 @@ function row(record) {
   if (record.unreadable) {
     return element("tr", {}, element("td", { colspan: 7, className: "bad", text: `▲ The record at sequence ${record.unreadable} cannot be read.` }));
   }
-  const bad = !["done"].includes(record.outcome) && /^(failed|refused)/.test(record.outcome);
+  const bad = /^(failed|refused)/.test(record.outcome);
   return element(
     "tr",
     {},
