@@ -2,12 +2,10 @@
 
 import os
 import smtplib
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -16,6 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from tests.support.processes import free_port
 
 INBOX = Path(__file__).resolve().parents[2] / "deploy" / "local" / "inbox.py"
 DEADLINE_S = 20.0
@@ -38,17 +38,9 @@ class Inbox:
         return answer.json()
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 @pytest.fixture(scope="module")
 def process() -> Iterator[tuple[int, int]]:
-    smtp_port, http_port = free_ports(2)
+    smtp_port, http_port = free_port(), free_port()
     env = os.environ | {"INBOX_SMTP_PORT": str(smtp_port), "INBOX_HTTP_PORT": str(http_port)}
     child = subprocess.Popen([sys.executable, str(INBOX)], env=env)
     try:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from tests.support.processes import free_port
 
 LOCAL = Path(__file__).resolve().parents[2] / "deploy" / "local"
 DEADLINE_S = 30.0
@@ -128,12 +129,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     """Free ports and a data directory of its own."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        numbers = [str(one.getsockname()[1]) for one in sockets]
-    return dict(zip(PORTS, numbers, strict=True)) | {"MAILFLOW_DATA": str(tmp_path / "data")}
+    return {name: str(free_port()) for name in PORTS} | {"MAILFLOW_DATA": str(tmp_path / "data")}
 
 
 def up(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -47,12 +48,27 @@ def nats_source() -> str:
     return source
 
 
+def _ports() -> Iterator[int]:
+    """Ports for what may be killed and started again on its own: each given once, none that the system gives to a
+    connection meanwhile (ephemeral ones begin at 32768 or later), none of another pytest-xdist worker's."""
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    candidates = [port for port in range(20_000, 32_000) if port % 8 == mine]
+    random.shuffle(candidates)
+    for port in candidates:
+        try:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        yield port
+
+
+_given = _ports()
+
+
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that was free a moment ago, and that no other caller gets."""
+    return next(_given)
 
 
 def _die_with_parent() -> None:
