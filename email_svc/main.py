@@ -40,6 +40,7 @@ async def main(settings: Settings) -> int:
     """Runs the service until it is told to stop; returns its exit status."""
     stop = Stop()
     broker: Broker | None = None
+    routed = False
     try:
         endpoint = parse_smtp_url(settings.smtp_url)
         templates = None if settings.email_templates_dir is None else Path(settings.email_templates_dir)
@@ -50,7 +51,7 @@ async def main(settings: Settings) -> int:
     async def ready() -> list[str]:
         return ["broker"] if broker is None else await topology.missing(broker, "email_svc")
 
-    admin = admin_app(ready)
+    admin = admin_app(ready, starting=lambda: not routed)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
             serving(admin, host=settings.http_host, port=settings.metrics_port, variable="METRICS_PORT")
@@ -84,6 +85,7 @@ async def main(settings: Settings) -> int:
         downtime = Downtime(broker, clock, settings.downtime)
         audit = Auditor(broker, "email_svc", settings.admin_token)
         admin.routes.extend(admin_routes(audit, limiter, downtime, settings.admin_token))
+        routed = True
         for task in (path.run(), limiter.run(), downtime.run()):
             stack.push_async_callback(cancelled, asyncio.create_task(task))
         delivery = Delivery(

@@ -57,7 +57,8 @@ async def main(settings: Settings) -> int:
             return ["broker"]
         return await topology.missing(broker, "user_svc") + ([] if listening else ["api"])
 
-    admin = admin_app(ready, console_routes(settings))  # at once: it says what is not there yet
+    # At once: it says what is not there yet.
+    admin = admin_app(ready, console_routes(settings), starting=lambda: not listening)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
             serving(admin, host=settings.http_host, port=settings.metrics_port, variable="METRICS_PORT")

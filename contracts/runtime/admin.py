@@ -1,7 +1,8 @@
 """The admin listener of a service: /metrics, /healthz, /readyz, and what the service adds. Never behind the gateway.
 
 GET reads and is open, but for what is about persons; POST acts and is guarded: a bearer token or a login where a token
-is set, a JSON body, and a Host and Origin of its own, so that no web page can act on an operator's localhost.
+is set, a JSON body, and an Origin of its own, so that no web page can act on an operator's localhost. Nor can one read
+there, its name made to point here by DNS: whatever is for people wants a Host of ours.
 """
 
 import ipaddress
@@ -13,15 +14,19 @@ import msgspec
 import prometheus_client
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contracts.runtime.session import authorized, has_session, logged_in
 
 Ready = Callable[[], Awaitable[list[str]]]
 """What is missing; an empty list means ready."""
 
+_FOR_MACHINES = ("/healthz", "/readyz", "/metrics")
+"""Asked by probes and collectors, under whatever name their network has for us."""
 _READY_FOR_S = 0.5
 _BODY_MAX_BYTES = 16_384
 
@@ -41,8 +46,15 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
-def admin_app(ready: Ready, routes: Sequence[BaseRoute] = ()) -> Starlette:
-    """The application. `/healthz` = the process runs; `/readyz` = it can do its work (looked at twice a second)."""
+def admin_app(
+    ready: Ready, routes: Sequence[BaseRoute] = (), *, starting: Callable[[], bool] = lambda: False
+) -> Starlette:
+    """The application. `/healthz` = the process runs; `/readyz` = it can do its work (looked at twice a second).
+
+    Args:
+        starting: whether routes are still to come: until then a path that is not known is a 503 and no 404, which would
+            say that what it names is not there.
+    """
     seen_at = -1.0
     missing: list[str] = []
 
@@ -65,10 +77,31 @@ def admin_app(ready: Ready, routes: Sequence[BaseRoute] = ()) -> Starlette:
         assert isinstance(exc, Refused)
         return json_response({"status": exc.status, "detail": exc.detail}, exc.status, exc.headers)
 
-    return Starlette(
+    app = Starlette(
         routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *routes],
+        middleware=[Middleware(_own_host)],
         exception_handlers={Refused: refused},
     )
+
+    async def unknown(scope: Scope, receive: Receive, send: Send) -> None:
+        if starting():
+            raise Refused(503, "It is starting.", {"Retry-After": "1"})
+        await app.router.not_found(scope, receive, send)
+
+    app.router.default = unknown
+    return app
+
+
+def _own_host(app: ASGIApp) -> ASGIApp:
+    """Lets through what has a Host of ours."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = app
+        if scope["path"] not in _FOR_MACHINES and not _own(Request(scope).headers.get("host", "")):
+            answer = json_response({"status": 403, "detail": "The Host is none of ours."}, 403)
+        await answer(scope, receive, send)
+
+    return checked
 
 
 async def acting(request: Request, token: str | None, *, max_bytes: int = _BODY_MAX_BYTES) -> dict[str, Any]:
@@ -85,14 +118,9 @@ async def acting(request: Request, token: str | None, *, max_bytes: int = _BODY_
 
 
 def reading(request: Request, token: str | None) -> None:
-    """Guards a GET of what is about persons.
-
-    Raises:
-        Refused: 401; 403 for a Host that is none of ours, whose page could read the answer.
-    """
+    """Guards a GET of what is about persons. Raises `Refused` (401)."""
     if not logged_in(request, token):
         raise _unknown()
-    _check_host(request)
 
 
 async def asked(request: Request, *, max_bytes: int = _BODY_MAX_BYTES) -> dict[str, Any]:
@@ -101,7 +129,6 @@ async def asked(request: Request, *, max_bytes: int = _BODY_MAX_BYTES) -> dict[s
     Raises:
         Refused: 403, 413, 415 or 422.
     """
-    _check_host(request)
     if "origin" in request.headers and not _own_origin(request):
         raise Refused(403, "The Origin is not this listener.")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -128,11 +155,6 @@ def body_as(kind: type[Any], body: dict[str, Any]) -> Any:
 
 def _unknown() -> Refused:
     return Refused(401, "A valid bearer token or a login is needed.", {"WWW-Authenticate": 'Bearer realm="mailflow"'})
-
-
-def _check_host(request: Request) -> None:
-    if not _own(request.headers.get("host", "")):
-        raise Refused(403, "The Host is none of ours.")
 
 
 def _own_origin(request: Request) -> bool:

@@ -157,7 +157,7 @@ def test_traces_are_looked_for_at_a_web_address() -> None:
 
 
 async def test_the_overview_is_there_before_the_broker_is(system: System) -> None:
-    """The page comes from the first moment on, and says itself what does not answer."""
+    """The page comes from the first moment on, and says itself what does not answer; nobody is told "no such user"."""
     system.user.start()
     async with httpx.AsyncClient(base_url=system.user.admin) as web:
 
@@ -169,3 +169,5 @@ async def test_the_overview_is_there_before_the_broker_is(system: System) -> Non
 
         await eventually(there, within_s=20, what="the overview")
         assert (await web.get("/readyz")).status_code == 503
+        answer = await web.get(f"/mails/{'a' * 26}")
+        assert (answer.status_code, answer.json()["detail"]) == (503, "It is starting.")

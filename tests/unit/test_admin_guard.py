@@ -1,4 +1,4 @@
-"""The guard before each acting POST: token, Host and Origin, content type, body."""
+"""The guards of an admin listener: Host before all; before each acting POST token, Origin, content type, body."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -25,7 +25,10 @@ def client(token: str | None = None, missing: list[str] | None = None) -> httpx.
     async def ready() -> list[str]:
         return missing or []
 
-    app = admin_app(ready, [Route("/act", act, methods=["POST"])])
+    async def read(_: Request) -> Response:
+        return json_response("read")
+
+    app = admin_app(ready, [Route("/act", act, methods=["POST"]), Route("/read", read)])
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=f"http://{OWN}")
 
 
@@ -89,8 +92,34 @@ async def test_the_token_is_wanted_where_one_is_set(authorization: str, status: 
     ],
 )
 async def test_the_host_must_be_none_that_dns_can_point_here(host: str, status: int) -> None:
-    """An address, localhost, or a name without a dot."""
+    """An address, localhost, or a name without a dot; to read as well as to act, but for probes and collectors."""
     assert (await post({"host": host})).status_code == status
+    async with client() as http:
+        for path, found in (("/read", 200), ("/nosuch", 404)):
+            assert (await http.get(path, headers={"host": host})).status_code == (found if status == 200 else 403)
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert (await http.get(path, headers={"host": host})).status_code == 200
+
+
+async def test_what_is_not_there_yet_is_not_missing() -> None:
+    """503 to a path that is not known, until all are; then 404. What is there answers meanwhile."""
+    starting = True
+
+    async def ready() -> list[str]:
+        return []
+
+    async def read(_: Request) -> Response:
+        return json_response("read")
+
+    app = admin_app(ready, [Route("/early", read)], starting=lambda: starting)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=f"http://{OWN}") as http:
+        for answer in (await http.get("/mails/x"), await http.post("/login", json={})):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["detail"] == "It is starting."
+        assert [(await http.get(path)).status_code for path in ("/early", "/healthz")] == [200, 200]
+        app.routes.append(Route("/late", read))
+        starting = False
+        assert [(await http.get(path)).status_code for path in ("/late", "/mails/x")] == [200, 404]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +190,8 @@ async def test_a_body_without_a_length_is_measured_too() -> None:
 
 
 async def test_who_may_not_act_learns_nothing_else() -> None:
-    """Without the token the answer is 401, whatever else is wrong."""
-    answer = await post({"host": "evil.example", "content-type": "text/plain"}, token="s3cret", content=b"x")
+    """Without the token the answer is 401, whatever else is wrong, but for the Host."""
+    answer = await post({"origin": "http://evil.example", "content-type": "text/plain"}, token="s3cret", content=b"x")
     assert answer.status_code == 401
 
 
