@@ -27,6 +27,8 @@ from user_svc.users import nonce
 log = structlog.get_logger()
 
 
+_FRESH_S = 1.0
+"""So long a list that was read is everybody's: many pages may be open, and a filter may walk the whole stream."""
 _SELECTED_MAX = 1000
 Selected = Annotated[frozenset[str], msgspec.Meta(min_length=1, max_length=_SELECTED_MAX)]
 """Event ids."""
@@ -134,10 +136,23 @@ class DeadLetters:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._task: asyncio.Task[None] | None = None
+        self._pages: dict[tuple[Filter, int, int], asyncio.Task[list[Letter]]] = {}
         self.progress = Progress()
 
     async def page(self, chosen: Filter, *, after: int, limit: int) -> list[Letter]:
-        """Up to `limit` matching letters with sequences above `after`, the oldest first."""
+        """Up to `limit` matching letters with sequences above `after`, the oldest first.
+
+        Without those that this process has replayed; what others did since may be missing for a second.
+        """
+        key = chosen, after, limit
+        reading = self._pages.get(key)
+        if reading is None:
+            reading = self._pages[key] = asyncio.create_task(self._page(*key))
+            expire = asyncio.get_running_loop().call_later
+            reading.add_done_callback(lambda _: expire(_FRESH_S, self._pages.pop, key, None))
+        return await asyncio.shield(reading)  # whoever goes away leaves it to the others
+
+    async def _page(self, chosen: Filter, after: int, limit: int) -> list[Letter]:
         found: list[Letter] = []
         async for letter in self._matching(chosen, after):
             found.append(letter)
@@ -186,6 +201,7 @@ class DeadLetters:
                 # asked for already, by a replay that was broken off
             crash.point("replay.asked")
         await self._broker.delete(s.DEAD_LETTERS, found.seq)
+        self._pages.clear()
         crash.point("replay.letter_removed")
         return alive
 

@@ -89,8 +89,8 @@ class Overview:
         self._heard = await asking
         workers = [heard.answer for heard in self._heard if heard.answer.service == "email_svc"]
         if found.get("queue") is not None:
-            in_flight = sum(worker.in_hand for worker in workers)
-            retrying = max(0, found["queue"]["processing_or_retrying"] - in_flight)
+            in_flight = sum(worker.in_hand for worker in workers) if workers else None  # None: nobody tells
+            retrying = None if in_flight is None else max(0, found["queue"]["processing_or_retrying"] - in_flight)
             found["queue"] |= {"in_flight": in_flight, "retrying": retrying}
         found["limiter"] = next((worker.limiter for worker in workers if worker.limiter is not None), None)
         found["downtime"] = next((worker.downtime for worker in workers if worker.downtime is not None), None)

@@ -104,6 +104,13 @@ async def test_a_mail_in_hand_is_in_flight(system: System, smtp: SmtpServer) -> 
     found = await eventually(held, what="a mail in flight")
     assert (found["queue"]["in_flight"], found["queue"]["retrying"]) == (1, 0)
     assert found["limiter"]["tokens"] is None
+    system.email.kill()
+
+    async def nobody() -> bool:
+        seen = (await overview(system.user))["queue"]
+        return (seen["in_flight"], seen["retrying"], seen["processing_or_retrying"]) == (None, None, 1)
+
+    await eventually(nobody, what="no figure that no worker tells")
 
 
 async def test_without_the_broker_it_says_so_and_shows_what_it_knows(system: System) -> None:
