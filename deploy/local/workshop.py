@@ -23,6 +23,7 @@ CACHES = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".covera
 EXTRAS = {
     "docker": "https://docs.docker.com/engine/install/ (with the compose plugin)",
     "krakend": "https://www.krakend.io/docs/overview/installing/, or Docker",
+    "chromium": "apt-get install chromium, for tests/browser",
     "promtool": "apt-get install prometheus, or https://prometheus.io/download/",
 }
 
@@ -50,7 +51,7 @@ def test(*arguments: str) -> int:
     if not arguments and own_broker_each:
         folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
         alone = sorted(folders - SIDE_BY_SIDE)  # those that measure, or need all of a small machine
-        each_file_to_a_worker = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+        each_file_to_a_worker = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
         first = _run(*pytest, *each_file_to_a_worker, *(f"tests/{name}" for name in sorted(SIDE_BY_SIDE)))
         return _run(*pytest, *(f"tests/{name}" for name in alone)) or first
     selected: list[str] = []

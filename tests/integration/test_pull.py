@@ -215,7 +215,7 @@ async def test_a_single_message_is_there_in_milliseconds(queue: Broker) -> None:
             await asyncio.sleep(0.013 * (n % 5))
     late.sort()
     assert late[30] < 0.02, late
-    assert late[-1] < 0.3, late
+    assert late[-1] < 0.8, late  # a pull that was lost costs a second and more
 
 
 async def _pulls(broker: Broker) -> bool:
