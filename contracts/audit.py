@@ -1,17 +1,24 @@
 """Writes down what operators do: stream AUDIT, ids only, 90 days."""
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Final, TypeVar
 
 import structlog
 from starlette.requests import Request
 
 from contracts import messages as m
 from contracts import subjects as s
+from contracts.runtime.admin import Refused
 from contracts.runtime.broker import ApiError, Broker, Unavailable
 from contracts.runtime.logs import without_addresses
 from contracts.runtime.session import by
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
+
+UNKNOWN: Final = "It is not known whether it was done."
 
 
 class Auditor:
@@ -43,3 +50,21 @@ class Auditor:
             await self._broker.store(s.audited(self._service, action), m.AUDIT.encode(record))
         except (Unavailable, ApiError) as exc:
             log.error("audit.not_written", action=action, target=target, outcome=outcome, reason=str(exc))
+
+    async def doing(self, request: Request, action: str, target: str, do: Callable[[], Awaitable[T]]) -> T:
+        """Does it, and writes down what came of it.
+
+        Raises:
+            Refused: 503. The broker has not done it; or may have, for its answer did not come.
+        """
+        try:
+            done = await do()
+        except Unavailable as exc:
+            how, says = ("unknown", UNKNOWN) if exc.sent else ("failed", "It was not done.")
+            await self(request, action, target, f"{how}: {exc}")
+            raise Refused(503, f"The broker does not answer: {exc}. {says}", {"Retry-After": "1"}) from exc
+        except ApiError as exc:
+            await self(request, action, target, f"failed: {exc}")
+            raise Refused(503, f"The broker refuses: {exc}. It was not done.", {"Retry-After": "1"}) from exc
+        await self(request, action, target)
+        return done

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -76,12 +77,11 @@ class Downtime:
         with contextlib.suppress(msgspec.DecodeError, KeyError, ValueError):
             self._adopt(DOWNTIME.decode(raw.data), int((raw.headers or {})["Nats-Sequence"]))
 
-    async def _read(self) -> int:
-        """Adopts what the leader has, whatever was known before; its revision."""
+    async def _read(self) -> None:
+        """Adopts what the leader has, whatever was known before."""
         stored = await self._broker.last(s.CONTROL, s.DOWNTIME_KEY)
         self._record = DOWNTIME.decode(stored.data) if stored is not None and stored.data else DowntimeRecord()
         self._revision = stored.seq if stored is not None else 0
-        return self._revision
 
     def _adopt(self, record: DowntimeRecord, revision: int) -> None:
         if revision > self._revision:
@@ -95,12 +95,13 @@ class Downtime:
         """Up from now on; the schedule goes on after the downtime that it has on just now, if any."""
         await self._write(lambda now: DowntimeRecord(ended_at=now))
 
-    async def _write(self, make: Any) -> None:
+    async def _write(self, make: Callable[[float], DowntimeRecord]) -> None:
+        """In the place of whatever is there, readable or not."""
         while True:
-            await self._read()
-            record = make(self._clock.low())
+            stored = await self._broker.last(s.CONTROL, s.DOWNTIME_KEY)
+            record, expected = make(self._clock.low()), 0 if stored is None else stored.seq
             try:
-                revision = await self._broker.store(s.DOWNTIME_KEY, DOWNTIME.encode(record), expect_last=self._revision)
+                revision = await self._broker.store(s.DOWNTIME_KEY, DOWNTIME.encode(record), expect_last=expected)
             except Conflict:
                 continue
             self._adopt(record, revision)

@@ -1,5 +1,6 @@
-"""user_svc's admin API: the breaker, the queue, the ledger, the dead letters, the downtime; each action is in AUDIT."""
+"""user_svc's admin API: the breaker, the queue, the ledger, the dead letters; each action is in AUDIT."""
 
+import contextlib
 from typing import Annotated, Any
 
 import msgspec
@@ -8,16 +9,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from contracts import control as c
-from contracts import messages as m
-from contracts import subjects as s
 from contracts.audit import Auditor
-from contracts.runtime.admin import Refused, acting, body_as, json_response
-from contracts.runtime.broker import ApiError, Broker, Stored, Unavailable
+from contracts.runtime.admin import Refused, acting, body_as, json_response, seconds_in
+from contracts.runtime.broker import ApiError, Broker, Unavailable
 from contracts.runtime.logs import without_addresses
-from contracts.runtime.settings import duration_s
 from user_svc.breaker_guard import Guard
-from user_svc.dead_letters import DeadLetters, Filter, Replay, view
-from user_svc.downtime import DowntimeAction, ask_downtime
+from user_svc.dead_letters import DeadLetters, Filter, Progress, Replay, view
 from user_svc.ledger import Drain, ledger, queue
 from user_svc.settings import Settings
 
@@ -47,46 +44,25 @@ def routes(
     """All routes of the admin API."""
     token = settings.admin_token
 
-    async def act(request: Request, action: str, target: str, do: Any) -> Any:
-        """Does it, and writes down what came of it."""
-        try:
-            done = await do()
-        except (Unavailable, ApiError) as exc:
-            await audit(request, action, target, f"failed: {exc}")
-            raise Refused(503, f"The broker does not answer: {exc}", {"Retry-After": "1"}) from exc
-        await audit(request, action, target, "done")
-        return done
-
     async def breaker(_: Request) -> Response:
+        return json_response(breaker_view(guard, settings))
+
+    async def breaker_now() -> Response:
+        """With what the broker shows now, if it says so at once: it follows the record by itself."""
+        with contextlib.suppress(Unavailable, ApiError):
+            await guard.look()
         return json_response(breaker_view(guard, settings))
 
     async def breaker_open(request: Request) -> Response:
         body: Open = body_as(Open, await acting(request, token))
-        for_s = None if body.for_ is None else _duration_s(body.for_)
-
-        async def open_() -> None:
-            await guard.open(for_s, without_addresses(body.reason))
-            await guard.look()  # so that the answer says what the broker shows now
-
-        await act(request, "breaker-open", body.for_ or "until further notice", open_)
-        return json_response(breaker_view(guard, settings))
+        for_s, target = seconds_in(body.for_), body.for_ or "until further notice"
+        await audit.doing(request, "breaker-open", target, lambda: guard.open(for_s, without_addresses(body.reason)))
+        return await breaker_now()
 
     async def breaker_close(request: Request) -> Response:
         body: Close = body_as(Close, await acting(request, token))
-
-        async def close() -> None:
-            await guard.close(without_addresses(body.reason))
-            await guard.look()
-
-        await act(request, "breaker-close", "", close)
-        return json_response(breaker_view(guard, settings))
-
-    async def downtime(request: Request) -> Response:
-        body: DowntimeAction = body_as(DowntimeAction, await acting(request, token))
-        for_s = None if body.for_ is None else _duration_s(body.for_)
-        action = "downtime-end" if body.end else "downtime-start"
-        asked = await act(request, action, body.for_ or "", lambda: ask_downtime(broker, for_s))
-        return json_response(asked)
+        await audit.doing(request, "breaker-close", "", lambda: guard.close(without_addresses(body.reason)))
+        return await breaker_now()
 
     async def show(what: Any) -> Response:
         try:
@@ -117,12 +93,24 @@ def routes(
     async def replay(request: Request) -> Response:
         body: Replay = body_as(Replay, await acting(request, token, max_bytes=_REPLAY_MAX_BYTES))
         target = body.target
-        matching: int = await act(request, "replay-count", target, lambda: letters.count(body.chosen))
+
+        async def count() -> int:
+            try:
+                return await letters.count(body.chosen)
+            except Unavailable as exc:
+                raise Unavailable(str(exc), sent=False) from exc  # nothing can have been done by looking
+
+        async def ended(found: Progress) -> None:
+            counts = f"{found.replayed} of {found.matching} sent again, {found.users_gone} without their user"
+            await audit(request, "replay", target, f"{found.ended}; {counts}")
+
+        matching = await audit.doing(request, "replay-count", target, count)
         if body.dry_run:
             return json_response({"dry_run": True, "matching": matching})
         if matching == 0:
             raise Refused(404, "No dead letter matches.")
-        if not letters.start(body, matching):
+        if not letters.start(body, matching, ended):
+            await audit(request, "replay", target, "refused: one is running")
             raise Refused(409, "A replay is running: see GET /dead-letters/replay.")
         await audit(request, "replay", target, f"started for {matching}")
         return json_response(letters.progress, 202, {"Location": "/dead-letters/replay"})
@@ -136,27 +124,16 @@ def routes(
         await audit(request, "replay-stop", "", "done" if stopped else "none was running")
         return json_response(letters.progress)
 
-    async def audited(_: Request) -> Response:
-        async def newest() -> dict[str, Any]:
-            info = await broker.api(f"STREAM.INFO.{s.AUDIT}")
-            last = info["state"]["last_seq"]
-            rows = [await broker.at(s.AUDIT, seq) for seq in range(last, max(0, last - 100), -1)]
-            return {"audit": [_audit_view(row) for row in rows if row is not None]}
-
-        return await show(newest)
-
     return [
         Route("/circuit-breaker", breaker),
         Route("/circuit-breaker/open", breaker_open, methods=["POST"]),
         Route("/circuit-breaker/close", breaker_close, methods=["POST"]),
-        Route("/downtime", downtime, methods=["POST"]),
         Route("/queue", queue_),
         Route("/ledger", ledger_),
         Route("/dead-letters", dead_letters),
         Route("/dead-letters/replay", replay_progress),
         Route("/dead-letters/replay", replay, methods=["POST"]),
         Route("/dead-letters/replay/stop", replay_stop, methods=["POST"]),
-        Route("/audit", audited),
     ]
 
 
@@ -187,20 +164,6 @@ def breaker_view(guard: Guard, settings: Settings) -> dict[str, Any]:
             {"at": r.since, "state": r.state, "epoch": r.epoch, "reason": r.reason} for r in reversed(guard.transitions)
         ],
     }
-
-
-def _audit_view(row: Stored) -> m.Audit | dict[str, int]:
-    try:
-        return m.AUDIT.decode(row.data)
-    except msgspec.DecodeError:
-        return {"unreadable": row.seq}
-
-
-def _duration_s(text: str) -> float:
-    try:
-        return duration_s(text)
-    except ValueError as exc:
-        raise Refused(422, f"for: {exc}") from exc
 
 
 def _number(text: str, highest: int) -> int:

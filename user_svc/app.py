@@ -22,9 +22,11 @@ from contracts.runtime.lifecycle import Stop, cancelled, serving, settled
 from contracts.runtime.process import connect_as
 from user_svc import api, metrics
 from user_svc.admin import routes as admin_routes
+from user_svc.audit_trail import routes as audit_routes
 from user_svc.breaker_guard import Guard
 from user_svc.console.pages import routes as console_routes
 from user_svc.dead_letters import DeadLetters
+from user_svc.downtime import routes as downtime_routes
 from user_svc.edge import Edge, Traffic, http_exception, problem_response
 from user_svc.errors import Problem
 from user_svc.ledger import Drain
@@ -105,6 +107,8 @@ async def main(settings: Settings) -> int:
         stack.push_async_callback(letters.stop, "the process was stopped: issue it again")
         admin.routes.extend(login_routes(audit, settings.admin_token))
         admin.routes.extend(admin_routes(broker, audit, guard, letters, drain, settings))
+        admin.routes.extend(downtime_routes(broker, audit, settings.admin_token))
+        admin.routes.extend(audit_routes(broker))
         reconciler = asyncio.create_task(
             keep_reconciled(
                 broker,

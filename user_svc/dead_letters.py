@@ -8,7 +8,7 @@ twice: a replay that was broken off is simply issued again. A letter that is the
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 _FRESH_S = 1.0
 """So long a list that was read is everybody's: many pages may be open, and a filter may walk the whole stream."""
+_REASON_KEPT = 100
+"""Characters of a filter's, in the audit."""
 _SELECTED_MAX = 1000
 Selected = Annotated[frozenset[str], msgspec.Meta(min_length=1, max_length=_SELECTED_MAX)]
 """Event ids."""
@@ -54,6 +56,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 _age(text)
             except ValueError as exc:
                 raise ValueError(f"{name}: {exc}") from exc
+        for event in {*(self.event_ids or ()), self.event_id} - {None}:
+            s.split_event_id(event)
 
     def at(self, now: datetime) -> Callable[[m.DeadLetter], bool]:
         """Whether a letter is one of them, by that time."""
@@ -95,6 +99,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.event_id, self.event_ids, self.filter)) + self.all != 1:
             raise ValueError("give exactly one of event_id, event_ids, filter and all=true")
+        _ = self.chosen  # its ids are checked
 
     @property
     def chosen(self) -> Filter:
@@ -104,6 +109,8 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def target(self) -> str:
         """What the audit says that it was done to. Of many the first three: each one replayed has a key of its own."""
         chosen = self.chosen
+        if chosen.reason is not None:  # which is any text
+            chosen = msgspec.structs.replace(chosen, reason=chosen.reason[:_REASON_KEPT])
         if chosen.event_ids is None:
             return chosen.event_id or msgspec.json.encode(chosen).decode()
         first = sorted(chosen.event_ids)
@@ -205,26 +212,28 @@ class DeadLetters:
         crash.point("replay.letter_removed")
         return alive
 
-    def start(self, replay: Replay, matching: int) -> bool:
-        """Begins a bulk replay in the background; False: one is running."""
+    def start(self, replay: Replay, matching: int, on_end: Callable[[Progress], Awaitable[None]]) -> bool:
+        """Begins a bulk replay in the background; False: one is running. `on_end` is told how it ended."""
         if self._task is not None and not self._task.done():
             return False
         self.progress = Progress(
             running=True, matching=matching, per_second=replay.per_second, started_at=datetime.now(UTC)
         )
-        self._task = asyncio.create_task(self._replay(replay, self.progress))
+        self._task = asyncio.create_task(self._replay(replay, self.progress, on_end))
         return True
 
     async def stop(self, why: str = "stopped") -> bool:
         """Ends the bulk replay that is running; False: there is none."""
         if self._task is None or self._task.done():
             return False
-        self.progress.ended = why
-        self._task.cancel()
+        running = not self.progress.ended  # else its end is being told, which is not to be cut off
+        if running:
+            self.progress.ended = why
+            self._task.cancel()
         await asyncio.wait({self._task})
-        return True
+        return running
 
-    async def _replay(self, replay: Replay, progress: Progress) -> None:
+    async def _replay(self, replay: Replay, progress: Progress, on_end: Callable[[Progress], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
         try:
@@ -245,9 +254,12 @@ class DeadLetters:
             progress.ended = f"broken off: {type(exc).__name__}, see the log"
             log.exception("dead_letters.replay_failed", replayed=progress.replayed)
         finally:
-            progress.running = False
             progress.ended_at = datetime.now(UTC)
             log.info("dead_letters.replay_ended", how=progress.ended, replayed=progress.replayed)
+            try:
+                await on_end(progress)
+            finally:
+                progress.running = False
 
     async def _persist(self, found: Letter) -> bool:
         """A short absence of the broker does not end a long replay."""

@@ -7,23 +7,16 @@ the one that its schedule had on just then.
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+from starlette.routing import Route
 
 from contracts import subjects as s
+from contracts.audit import Auditor
 from contracts.control import DOWNTIME, DowntimeRecord
+from contracts.downtime import downtime_route
 from contracts.runtime.broker import Broker, Conflict, Unavailable
 
 _TRIES = 5
-
-
-class DowntimeAction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of `POST /downtime`: `{"for": "30s"}` starts one, `{"end": true}` ends the one that is on."""
-
-    for_: str | None = msgspec.field(default=None, name="for")
-    end: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.for_ is not None) == self.end:
-            raise ValueError('give either "for", a duration like 30s, or "end": true')
+"""Each of them loses to somebody else's write; so many operators at once there are not."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,3 +44,8 @@ async def ask_downtime(broker: Broker, for_s: float | None) -> Asked:
             continue
         return Asked(at=now.astimezone(UTC), down_until=None if for_s is None else now + timedelta(seconds=for_s))
     raise Unavailable("the downtime's record is being written by others", sent=False)
+
+
+def routes(broker: Broker, audit: Auditor, token: str | None) -> list[Route]:
+    """`POST /downtime`."""
+    return [downtime_route(audit, token, lambda for_s: ask_downtime(broker, for_s))]

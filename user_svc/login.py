@@ -41,6 +41,8 @@ def routes(audit: Auditor, token: str | None) -> list[Route]:
 
     async def logout(request: Request) -> Response:
         await asked(request)
+        if session.has_session(request, token):  # else nobody's: whoever likes could fill the audit
+            await audit(request, "logout", "", who="login")
         return _answer("")
 
     return [Route("/login", login, methods=["POST"]), Route("/logout", logout, methods=["POST"])]

@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from contracts.audit import Auditor
 from contracts.runtime.admin import Refused, acting, body_as, json_response, reading
-from user_svc import api, users
-from user_svc.errors import NotFound, Problem
+from user_svc import api, intervention, users
+from user_svc.errors import Problem
 from user_svc.registrar import Registrar, checked_id
 from user_svc.store import Mail, Store, User
 
@@ -55,33 +55,18 @@ def routes(store: Store, registrar: Registrar, audit: Auditor, token: str | None
             user = await registrar.user(request.path_params["user_id"], until)
             return json_response(_view(user, await store.mails(user, until)), headers={"Cache-Control": "no-store"})
 
-    async def act(request: Request, action: str, do: Any) -> Any:
-        """Does it, and writes down what was not done; of nobody there is nothing to be written down."""
-        user_id = request.path_params["user_id"]
-        with _refusing():
-            try:
-                return await do(user_id, registrar.deadline())
-            except NotFound:
-                raise
-            except Problem as exc:
-                await audit(request, action, user_id, f"failed: {exc}")
-                raise
-
     async def resend(request: Request) -> Response:
         await acting(request, token)
-        event: str = await act(request, "resend", registrar.resend)
-        await audit(request, "resend", event)
+        with _refusing():
+            event = await intervention.resend(registrar, audit, request, registrar.deadline())
         return json_response(api.Resent("queued", event), 202)
 
     async def erase(request: Request) -> Response:
         body: Erase = body_as(Erase, await acting(request, token))
-        user_id = request.path_params["user_id"]
-        if body.confirm != user_id:
+        if body.confirm != request.path_params["user_id"]:
             raise Refused(422, "confirm: expected the id of the user who is to be erased")
-        await act(request, "erase", registrar.ask_erase)
-        await audit(request, "erase", user_id)
         with _refusing():
-            await registrar.finish_erase(user_id, registrar.deadline())
+            await intervention.erase(registrar, audit, request, registrar.deadline())
         return Response(status_code=204)
 
     return [

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from contracts.audit import Auditor
 from contracts.runtime.session import authorized
-from user_svc import api
+from user_svc import api, intervention
 from user_svc.api import documented
 from user_svc.errors import (
     BodyTooLarge,
@@ -129,10 +129,8 @@ def routes(store: Store, registrar: Registrar, audit: Auditor, settings: Setting
     )
     async def resend(request: Request) -> Response:
         admin(request)
-        user_id = request.path_params["user_id"]
-        event = await registrar.resend(user_id, registrar.deadline())
-        await audit(request, "resend", event)
-        location = {"Location": f"/v1/users/{user_id}/welcome-email"}
+        event = await intervention.resend(registrar, audit, request, registrar.deadline())
+        location = {"Location": f"/v1/users/{request.path_params['user_id']}/welcome-email"}
         return _json(api.Resent("queued", event), 202, location)
 
     @router.delete(
@@ -149,11 +147,7 @@ def routes(store: Store, registrar: Registrar, audit: Auditor, settings: Setting
     )
     async def delete(request: Request) -> Response:
         admin(request)
-        until = registrar.deadline()
-        user_id = request.path_params["user_id"]
-        await registrar.ask_erase(user_id, until)
-        await audit(request, "erase", user_id)
-        await registrar.finish_erase(user_id, until)
+        await intervention.erase(registrar, audit, request, registrar.deadline())
         return Response(status_code=204)
 
     return router

@@ -85,7 +85,7 @@ def user_in(stored: Stored) -> m.UserRegistered:
         assert isinstance(record, m.UserRegistered)
     except Unreadable as exc:
         log.error("user.unreadable", sequence=stored.seq, reason=exc.detail)
-        raise Unreadable("Somebody has to look at it. It can be erased.") from exc
+        raise Unreadable("The user's record cannot be read: somebody has to look at it. It can be erased.") from exc
     return record
 
 

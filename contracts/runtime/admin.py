@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contracts.runtime.session import authorized, has_session, logged_in
+from contracts.runtime.settings import duration_s
 
 Ready = Callable[[], Awaitable[list[str]]]
 """What is missing; an empty list means ready."""
@@ -151,6 +152,14 @@ def body_as(kind: type[Any], body: dict[str, Any]) -> Any:
         return msgspec.convert(body, kind)
     except (msgspec.ValidationError, ValueError) as exc:
         raise Refused(422, str(exc)) from exc
+
+
+def seconds_in(duration: str | None) -> float | None:
+    """The field `for` of an acting POST, a duration like `30s`. Raises `Refused` (422)."""
+    try:
+        return None if duration is None else duration_s(duration)
+    except ValueError as exc:
+        raise Refused(422, f"for: {exc}") from exc
 
 
 def _unknown() -> Refused:

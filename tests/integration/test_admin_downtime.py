@@ -6,6 +6,9 @@ from typing import Any
 
 import httpx
 
+from contracts import subjects as s
+from contracts.control import DOWNTIME
+from contracts.runtime.broker import connect
 from tests.support.processes import System
 from tests.support.waiting import eventually
 
@@ -44,3 +47,20 @@ async def test_a_downtime_is_begun_and_ended_at_user_svc(system: System) -> None
         told = [(row["service"], row["action"], row["target"], row["outcome"]) for row in records]
         begun, ended = ("user_svc", "downtime-start", "1h", "done"), ("user_svc", "downtime-end", "", "done")
         assert told == [ended, ended, ended, begun, ended]
+
+
+async def test_a_downtime_is_asked_for_though_the_record_cannot_be_read(system: System) -> None:
+    """At either service: what is there is written over."""
+    system.without_accounts()
+    await system.start()
+    broker = await connect(name="test", url=system.nats.url, on_closed=lambda reason: None)
+    async with httpx.AsyncClient(timeout=10, trust_env=False) as admin:
+        for service in (system.email, system.user):
+            for body in ({"for": "1h"}, {"end": True}):
+                await broker.store(s.DOWNTIME_KEY, b"no record")
+                answer = await admin.post(f"{service.admin}/downtime", json=body)
+                assert answer.status_code == 200, answer.text
+                kept = await broker.last(s.CONTROL, s.DOWNTIME_KEY)
+                assert kept is not None
+                assert (DOWNTIME.decode(kept.data).forced_until > 0) is ("for" in body)
+    await broker.close()

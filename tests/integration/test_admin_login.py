@@ -72,6 +72,10 @@ async def test_a_login_acts_on_every_replica_until_it_is_over(
 
     answer = await page.post("/logout", json={})
     assert (answer.status_code, answer.headers["set-cookie"].endswith("Max-Age=0")) == (204, True)
+    newest = (await audited(page))[0]
+    assert (newest["action"], newest["by"], newest["outcome"]) == ("logout", "login", "done")
+    assert (await page.post("/logout", json={})).status_code == 204  # of nobody
+    assert [row["action"] for row in await audited(page)].count("logout") == 1
     assert (await page.post("/circuit-breaker/close", json={})).status_code == 401
 
 

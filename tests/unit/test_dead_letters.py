@@ -47,14 +47,15 @@ def test_what_is_no_duration_is_refused_by_name(name: str, text: str) -> None:
 
 def test_selected_letters_are_those_and_no_others() -> None:
     """An id that is no letter's selects nothing."""
-    takes = msgspec.convert({"event_ids": [*EVENTS[:2], "x"]}, Replay).chosen.at(NOW)
+    takes = msgspec.convert({"event_ids": [*EVENTS[:2], EVENTS[-1]]}, Replay).chosen.at(NOW)
     assert [takes(letter(0, event)) for event in EVENTS[:3]] == [True, True, False]
 
 
 @pytest.mark.parametrize(
     "body",
     [{}, {"all": False}, {"event_ids": []}, {"event_ids": EVENTS}, {"event_ids": "x"}, {"event_ids": [1]},
-     {"event_ids": ["x"], "all": True}, {"event_id": "x", "event_ids": ["x"]}, {"event_ids": ["x"], "filter": {}}],
+     {"event_ids": EVENTS[:1], "all": True}, {"event_id": EVENTS[0], "event_ids": EVENTS[:1]},
+     {"event_ids": EVENTS[:1], "filter": {}}],
 )  # fmt: skip
 def test_a_replay_takes_one_word_for_what(body: dict[str, Any]) -> None:
     """Never nothing, nor two, nor more than a thousand selected."""
@@ -62,9 +63,21 @@ def test_a_replay_takes_one_word_for_what(body: dict[str, Any]) -> None:
         msgspec.convert(body, Replay)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "x", "a" * 26, f"{'a' * 26}.0", f"{'a' * 26}.1.2", f"{'A' * 26}.1", "ann@example.com"]
+)
+def test_what_is_no_event_id_is_refused(text: str) -> None:
+    """It would be found nowhere but in the audit, which holds ids only."""
+    for chosen in ({"event_id": text}, {"event_ids": [EVENTS[0], text]}):
+        for kind, body in ((Filter, chosen), (Replay, chosen), (Replay, {"filter": chosen})):
+            with pytest.raises(msgspec.ValidationError, match="is not an event id"):
+                msgspec.convert(body, kind)
+
+
 def test_the_audit_names_a_few_of_many() -> None:
-    """A record is not as large as a selection."""
-    assert Replay(event_id="x.1").target == "x.1"
-    assert Replay(event_ids=frozenset({"x.1", "x.2"})).target == "2 selected: x.1, x.2"
+    """A record is not as large as a selection, nor as what somebody looks for in a reason."""
+    assert Replay(event_id=EVENTS[0]).target == EVENTS[0]
+    assert Replay(event_ids=frozenset(EVENTS[:2])).target == f"2 selected: {EVENTS[0]}, {EVENTS[1]}"
     assert len(Replay(event_ids=frozenset(EVENTS[:1000])).target) < 120
     assert "550" in Replay(filter=Filter(code=550, older_than="1h")).target
+    assert Replay(filter=Filter(reason="ab" * 5000)).target.count("ab") == 50
