@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from tests.support.processes import free_port
+
 Phase = Literal["greeting", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit"]
 
 
@@ -137,7 +139,7 @@ class SmtpServer:
         bodies: bool = True,
     ) -> None:
         self.host = "127.0.0.1"
-        self.port = port
+        self.port = port or free_port()  # none that a connection could get while it refuses
         self.tls = tls
         self.tls_mode = tls_mode
         self.credentials = credentials
