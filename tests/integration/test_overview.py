@@ -200,23 +200,25 @@ async def test_open_streams_do_not_keep_it_from_ending(system: System) -> None:
 
 
 async def test_so_many_may_listen_and_who_leaves_makes_room(system: System) -> None:
-    """500 at once; one more is told to come again, until another has gone without a word."""
+    """500 at once, 100 of one peer; one more is told to come again, until another has gone without a word."""
     await system.start()
     port = system.user.metrics_port
 
-    async def listen() -> tuple[bytes, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def listen(peer: int = 1) -> tuple[bytes, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(f"127.0.0.{peer}", 0))
         writer.write(b"GET /overview/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         status = await reader.readline()
         return status.split(b" ")[1], writer
 
     async with asyncio.timeout(60):
-        opened = await asyncio.gather(*(listen() for _ in range(500)))
+        opened = await asyncio.gather(*(listen() for _ in range(100)))
+        refused = [await listen()]
+        opened += await asyncio.gather(*(listen(peer) for peer in (2, 3, 4, 5) for _ in range(100)))
+        refused.append(await listen(6))
         assert {status for status, _ in opened} == {b"200"}
-        refused, writer = await listen()
-        assert refused == b"503"
-        for one in (writer, opened[0][1]):
-            one.close()
+        assert {status for status, _ in refused} == {b"503"}
+        for _, writer in (*refused, opened[0]):
+            writer.close()
 
         async def again() -> bool:
             status, another = await listen()
