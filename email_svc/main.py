@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from contracts import replica, topology
+from contracts import presence, topology
 from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
@@ -104,7 +104,7 @@ async def main(settings: Settings) -> int:
         await stack.enter_async_context(worker.loop)
         stack.push_async_callback(worker.loop.stop, grace_s=_DRAIN_S)
         stack.push_async_callback(cancelled, asyncio.create_task(worker.run()))
-        await replica.answering(broker, "email_svc", ready, lambda: said(limiter, downtime))
+        await presence.answering(broker, "email_svc", ready, lambda: said(limiter, downtime))
         settled()
         log.info("process.ready", metrics_port=settings.metrics_port)
         await stop.event.wait()

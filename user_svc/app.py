@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from contracts import replica, topology
+from contracts import presence, topology
 from contracts.audit import Auditor
 from contracts.runtime.admin import admin_app
 from contracts.runtime.broker import Broker
@@ -135,7 +135,7 @@ async def main(settings: Settings) -> int:
         rpc = Rpc(broker, registrar, traffic)
         await rpc.start()
         stack.push_async_callback(rpc.stop, grace_s=_DRAIN_S)
-        await replica.answering(broker, "user_svc", ready)
+        await presence.answering(broker, "user_svc", ready)
         overview = Overview(broker, guard, letters, drain, settings)
         await overview.start()
         stack.push_async_callback(cancelled, asyncio.create_task(overview.run()))

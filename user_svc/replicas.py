@@ -19,9 +19,11 @@ from contracts.runtime.broker import Broker
 log = structlog.get_logger()
 
 _WAIT_S = 0.25
+"""An answer takes some ms, of a busy process some tens; and a snapshot has a second for everything."""
 _GONE_AFTER_S = 3.0
 """One that is busy may miss a question; the figures of one that died are shown for so long."""
-_REPLICAS_MAX = 1000
+_REPLICAS_MAX = 100
+"""More than a fleet has. Whoever answers under new names again and again must fill neither memory nor the page."""
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -45,6 +47,9 @@ class Replicas:
         await self._broker.client.subscribe(self._inbox, cb=self._answered)
 
     async def _answered(self, raw: Msg) -> None:
+        if len(raw.data) > replica.ANSWER_MAX_BYTES:
+            log.warning("replicas.too_large", size_bytes=len(raw.data))
+            return
         try:
             answer = replica.ANSWER.decode(raw.data)
         except msgspec.DecodeError as exc:

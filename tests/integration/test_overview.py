@@ -10,12 +10,13 @@ from typing import Any
 import httpx
 import structlog
 
-from contracts import replica
+from contracts import presence, replica
 from contracts import subjects as s
 from contracts.runtime.broker import Broker
 from tests.support.processes import Service, System, http_status
 from tests.support.smtp_server import Silence, SmtpServer
 from tests.support.waiting import eventually
+from user_svc.replicas import Replicas
 
 
 async def overview(of: Service) -> dict[str, Any]:
@@ -242,7 +243,7 @@ async def test_an_answer_goes_onto_an_inbox_and_nowhere_else(broker: Broker) -> 
     async def ready() -> list[str]:
         return ["stream AUDIT"]
 
-    await replica.answering(broker, "user_svc", ready)
+    await presence.answering(broker, "user_svc", ready)
     with structlog.testing.capture_logs() as said:
         for reply in ("anywhere.else", "$KV.USERS.u.me", "", inbox):
             await broker.client.publish(s.REPLICAS_ASK, replica.ASK.encode(replica.ReplicaAsk()), reply)
@@ -252,3 +253,34 @@ async def test_an_answer_goes_onto_an_inbox_and_nowhere_else(broker: Broker) -> 
     assert (found.service, found.ready, found.in_hand, found.limiter) == ("user_svc", False, 0, None)
     assert [line["event"] for line in said] == ["replica.no_inbox"] * 3
     assert heard.empty()
+
+
+async def test_a_forged_answer_fills_no_memory_and_spoils_no_figure(broker: Broker) -> None:
+    """One that is too large, or says what no process can, is dropped; of new names there are a hundred and no more."""
+    replicas = Replicas(broker)
+    await replicas.start()
+    plain = {
+        "kind": "replica.answer.v1", "service": "email_svc", "replica": "forged", "version": "1", "ready": True,
+        "started_at": "2026-11-25T00:00:00Z",
+    }  # fmt: skip
+    wrong: list[dict[str, Any]] = [
+        {"more": "x" * replica.ANSWER_MAX_BYTES},
+        *({name: "x" * 301} for name in ("service", "replica", "version")),
+        *({"in_hand": number} for number in (-1, 2**53 + 1, 1.5)),
+        {"verdicts": {"sent": -1}},
+        {"verdicts": {"path": 10**30}},
+        {"downtime": {"down": True, "ends_in_s": -1.0}},
+        {"limiter": {"algorithm": "x", "limit_per_minute": 1e300, "burst": 1}},
+    ]
+    with structlog.testing.capture_logs() as said:
+        for each in wrong:
+            await broker.client.publish(replicas._inbox, json.dumps(plain | each).encode())
+        assert await replicas.ask() == []
+    assert [line["event"] for line in said] == [
+        "replicas.too_large",
+        *["replicas.undecodable"] * len(wrong),
+    ]  # the last: nobody listens
+    for n in range(150):
+        await broker.client.publish(replicas._inbox, json.dumps(plain | {"replica": f"{n:03}"}).encode())
+    heard = await replicas.ask()
+    assert [each.answer.replica for each in heard] == [f"{n:03}" for n in range(100)]

@@ -19,7 +19,8 @@ ALLOWED: list[tuple[str, set[str]]] = [
     ("contracts/subjects.py", WIRE),
     ("contracts/control.py", WIRE),
     ("contracts/runtime/", {"msgspec", "contracts.runtime"} | PLUMBING),  # no word of mail: not even the wire
-    ("contracts/replica.py", WIRE | PLUMBING | {"contracts.runtime"}),
+    ("contracts/replica.py", WIRE),
+    ("contracts/presence.py", WIRE | PLUMBING | {"contracts.runtime", "contracts.replica"}),
     ("contracts/semconv.py", WIRE | PLUMBING | {"contracts.runtime"}),
     ("contracts/streams.py", WIRE | {"contracts.runtime"}),
     ("contracts/topology.py", WIRE | PLUMBING | {"contracts.runtime", "contracts.streams"}),
