@@ -35,7 +35,7 @@ class Trail:
         """The newest 100, the newest first. Raises `Unavailable` or `ApiError`."""
         info = await self._broker.api(f"STREAM.INFO.{s.AUDIT}")
         made, last, first = info["created"], info["state"]["last_seq"], info["state"]["first_seq"]
-        begins = max(first, last - _SHOWN_MAX + 1)
+        begins = max(1, first, last - _SHOWN_MAX + 1)  # of a stream that never held any the first is 0
         old = made == self._made and last >= self._last
         known = {seq: row for seq, row in self._known.items() if seq >= begins} if old else {}
         news = range(max(begins, self._last + 1) if old else begins, last + 1)

@@ -54,7 +54,7 @@ async def test_dead_letters_are_replayed_with_their_progress(system: System, smt
     await expect(page.locator("#none")).to_contain_text("Nothing needs a person", timeout=10_000)
     await eventually(lambda: len(smtp.accepted) == 200, within_s=20)
     await page.goto(f"{system.user.admin}/console/audit")
-    await expect(page.locator("#rows tr").first).to_contain_text("started for 200")
+    await expect(page.locator("#rows tr").first).to_contain_text("done; 200 of 200 sent again")
 
 
 async def test_one_and_some_are_replayed_and_a_replay_is_stopped(system: System, smtp: SmtpServer, page: Page) -> None:

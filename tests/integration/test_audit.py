@@ -192,5 +192,7 @@ async def test_the_trail_reads_what_is_new(service: Service, broker: Broker) -> 
     config = (await broker.api(f"STREAM.INFO.{s.AUDIT}"))["config"]
     await broker.api(f"STREAM.DELETE.{s.AUDIT}")
     await broker.api(f"STREAM.CREATE.{s.AUDIT}", config)
+    assert await look() == ([], 1)
+    assert await Trail(broker).newest() == []
     await write(range(200))
     assert await look() == ([str(n) for n in range(199, 99, -1)], 101)
