@@ -10,6 +10,7 @@ import argparse
 import http.client
 import json
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -129,11 +130,19 @@ class Demo:
 def main() -> int:
     """Runs the demo as the command line says; 1 if a step did not happen."""
     parser = argparse.ArgumentParser(prog="just demo", description="Let the mail server fail and recover under load.")
-    parser.add_argument("--every", type=float, default=2.0, metavar="S", help="somebody registers every S seconds (2)")
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="somebody registers every S seconds (2); below 1 raise RATE_LIMIT_RPM (60), or the queue does not run out",
+    )
     parser.add_argument("--well", type=float, default=10.0, metavar="S", help="all is well for so many seconds (10)")
     given = parser.parse_args()
     if not (0.01 <= given.every <= 10 and 0 <= given.well <= 3600):
         parser.error("--every takes 0.01 to 10 seconds, --well 0 to 3600")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # or the downtime would stay
     try:
         Demo(given.every, given.well).run()
     except Failed as exc:

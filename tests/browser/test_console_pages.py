@@ -1,21 +1,18 @@
 """The console as its users have it: a browser, both services, a broker and a mail server that refuses."""
 
 import asyncio
-import itertools
 
 import httpx
-import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Page, expect
 
 from tests.e2e.test_way_of_a_mail import register
-from tests.support.processes import ROOT, System
+from tests.support.processes import System
 from tests.support.smtp_server import Reply, SmtpServer
 from tests.support.waiting import eventually
 from user_svc.console.pages import PAGES
 
 TOKEN = "a-token-for-the-console"
 ATTACK = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-AXE = ROOT / ".tools" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 async def dead(system: System, smtp: SmtpServer, count: int) -> None:
@@ -118,7 +115,11 @@ async def test_a_mail_is_found_sent_again_and_erased_and_its_name_stays_text(
     await page.click("#ask-confirm")
     await expect(page.locator("#ask-result")).to_contain_text("Erased")
     await page.click("#ask-cancel")
-    await expect(page.locator("#nobody")).to_be_visible()
+    await expect(page.locator("#problem")).to_contain_text("There is no such user")
+    body = await page.locator("body").text_content()
+    assert body is not None
+    assert "example.com" not in body.lower()
+    assert ATTACK not in body
 
 
 async def test_nobody_acts_without_a_login(system: System, page: Page) -> None:
@@ -171,35 +172,3 @@ async def test_nobody_acts_without_a_login(system: System, page: Page) -> None:
         assert page.url.startswith(f"{admin}/"), "a login leads to no other host"
     assert [url for url in seen if TOKEN in url] == []
     assert TOKEN not in system.user.text()
-
-
-async def test_every_page_fits_a_telephone_and_has_no_serious_fault(
-    system: System, smtp: SmtpServer, browser: Browser
-) -> None:
-    """360 px wide and 1280, light and dark; axe-core, where it is installed, finds nothing serious or critical."""
-    await system.start()
-    await dead(system, smtp, 3)
-    axe = AXE.read_text() if AXE.exists() else ""
-    async with httpx.AsyncClient() as client:
-        letters = (await client.get(f"{system.user.admin}/dead-letters")).json()["dead_letters"]
-    faults = []
-    for scheme, width in itertools.product(("light", "dark"), (360, 1280)):
-        context = await browser.new_context(viewport={"width": width, "height": 780}, color_scheme=scheme)
-        page = await context.new_page()
-        for address in [*PAGES.values(), f"/console/mails/{letters[0]['user_id']}", "/console/login"]:
-            await page.goto(system.user.admin + address)
-            if await page.locator("#connection").count():
-                await expect(page.locator("#connection")).to_have_text("Live" if address == "/" else "Up to date")
-            assert await page.evaluate("document.documentElement.scrollWidth") == width, address
-            if axe:
-                await page.evaluate(axe)  # by the debugger: the page's policy would not let it in
-                found = await page.evaluate("axe.run()")
-                faults += [
-                    (scheme, width, address, fault["id"], [node["html"][:120] for node in fault["nodes"]])
-                    for fault in found["violations"]
-                    if fault["impact"] in ("serious", "critical")
-                ]
-        await context.close()
-    assert faults == []
-    if not axe:
-        pytest.skip("all pages fit; without axe-core: `npm install --prefix .tools axe-core` fetches it")

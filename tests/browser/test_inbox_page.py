@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.processes import ROOT, Process, free_port, stopping
+from tests.browser.looks import AXE, SIZES, WITHOUT_AXE, faults
+from tests.support.processes import ROOT, Process, free_port, http_status, stopping
 from tests.support.waiting import eventually
 
 ATTACK = "<img src=x onerror=alert(1)>"
@@ -36,19 +36,16 @@ def send(inbox: Process, subject: str) -> None:
         client.send_message(mail)
 
 
+async def ready(inbox: Process) -> str:
+    """Its address, once it answers there."""
+    address = f"http://127.0.0.1:{inbox.env['INBOX_HTTP_PORT']}"
+    await eventually(lambda: http_status(f"{address}/readyz") == 200, within_s=20)
+    return address
+
+
 async def test_mails_appear_are_read_and_deleted(inbox: Process, page: Page) -> None:
     """A mail shows up by itself and is opened by keyboard; deleting asks once; a lost inbox is said."""
-    address = f"http://127.0.0.1:{inbox.env['INBOX_HTTP_PORT']}"
-
-    async def ready() -> bool:
-        async with httpx.AsyncClient() as client:
-            try:
-                return (await client.get(f"{address}/readyz")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-    await eventually(ready, within_s=20)
-    await page.goto(address)
+    await page.goto(await ready(inbox))
     await expect(page.locator("#connection")).to_have_text("Live")
     await expect(page.locator("#empty")).to_contain_text("No mail yet")
     send(inbox, ATTACK)
@@ -56,13 +53,17 @@ async def test_mails_appear_are_read_and_deleted(inbox: Process, page: Page) -> 
     await page.keyboard.press("ArrowDown")
     await page.keyboard.press("Enter")
     await expect(page.locator("#subject")).to_have_text(ATTACK)
-    for scheme in ("light", "dark"):
+    found = []
+    for scheme, width in SIZES:
         await page.emulate_media(color_scheme=scheme)
-        for width in (1280, 360):
-            await page.set_viewport_size({"width": width, "height": 780})
-            assert await page.evaluate("document.documentElement.scrollWidth") == width
+        await page.set_viewport_size({"width": width, "height": 780})
+        found += await faults(page, f"a mail {scheme} {width}")
+        await page.click("#delete-all")
+        await expect(page.locator("#ask-cancel")).to_be_focused()
+        found += await faults(page, f"a dialog {scheme} {width}")
+        await page.click("#ask-cancel")
+    assert found == []
     await page.click("#delete-all")
-    await expect(page.locator("#ask-cancel")).to_be_focused()
     await page.keyboard.press("Enter")
     await expect(page.locator("#list li")).to_have_count(1)
     await page.click("#delete-all")
@@ -70,3 +71,24 @@ async def test_mails_appear_are_read_and_deleted(inbox: Process, page: Page) -> 
     await expect(page.locator("#list li")).to_have_count(0)
     inbox.kill()
     await expect(page.locator("#connection")).to_contain_text("Not connected since", timeout=20_000)
+    if not AXE.exists():
+        pytest.skip(WITHOUT_AXE)
+
+
+async def test_a_mail_that_cannot_be_had_is_not_another_one(inbox: Process, page: Page) -> None:
+    """An address that is none of a mail, and an inbox that is gone: words, and never the mail that was open before."""
+    address = await ready(inbox)
+    send(inbox, "the first")
+    send(inbox, "the second")
+    await page.goto(f"{address}/#%")
+    await expect(page.locator("#gone")).to_contain_text("no longer here")
+    await page.click("#list a >> nth=0")
+    await expect(page.locator("#subject")).to_have_text("the second")
+    await page.click("#headers-part summary")
+    await expect(page.locator("#headers")).to_contain_text("Subject")
+    inbox.kill()
+    await page.click("#list a >> nth=1")
+    await expect(page.locator("#gone")).to_contain_text("does not answer")
+    await expect(page.locator("#content")).to_be_hidden()
+    inbox.start()
+    await expect(page.locator("#gone")).to_contain_text("no longer here", timeout=20_000)

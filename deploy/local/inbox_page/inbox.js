@@ -1,22 +1,34 @@
 // The page of the inbox: the list follows the server's events, the address (#<id>) says which mail is open.
 // What comes from a mail goes into the page as text only (textContent), its HTML part only into a sandboxed frame.
 
-import { $, element, time, timeElement } from "./dom.js"; // the console's, as is live.js
+import { $, element, sayIn, time, timeElement } from "./dom.js"; // the console's, as is live.js
 import { follow } from "./live.js";
 
 const PAGE_SIZE = 100;
+const ANSWER_MS = 10_000;
 
 const entries = new Map(); // id -> <li>, kept so that focus and scroll position survive a reload of the list
 let limit = PAGE_SIZE;
 let loading = false;
 let changedMeanwhile = false;
+let lost = false; // the open mail could not be had
 
+const GONE = "This mail is no longer here. The inbox keeps the newest 1,000, and forgets them when it restarts.";
 const person = ({ Name, Address }) => (Name ? `${Name} <${Address}>` : Address);
 const people = (list) => list.map(person).join(", ");
-const openId = () => decodeURIComponent(location.hash.slice(1));
+
+/** Anything may stand in an address, `#%` too. */
+function openId() {
+  const text = location.hash.slice(1);
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
 
 async function get(path) {
-  const answer = await fetch(path, { cache: "no-store" });
+  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
   if (!answer.ok) throw Object.assign(new Error(`${path}: ${answer.status}`), { status: answer.status });
   return answer;
 }
@@ -97,12 +109,15 @@ async function showMail() {
   markOpen();
   if (!id) return;
   let mail = null;
+  let why = "";
   try {
     mail = await (await get(`/api/v1/message/${encodeURIComponent(id)}`)).json();
   } catch (error) {
-    if (error.status !== 404) return console.warn(error);
+    why = error.status === 404 ? GONE : "This mail could not be had: the inbox does not answer. It is asked again when it does.";
   }
   if (id !== openId()) return; // another one was chosen meanwhile
+  lost = mail === null && why !== GONE;
+  $("gone").textContent = why;
   $("gone").hidden = mail !== null;
   $("content").hidden = mail === null;
   if (mail) fillMail(mail);
@@ -146,31 +161,36 @@ function fillList(list, rows) {
 
 // Headers and source are fetched when they are unfolded.
 async function fillHeaders() {
-  const id = openId();
-  if (!id || !$("headers-part").open) return;
-  const headers = await (await get(`/api/v1/message/${id}/headers`)).json();
-  if (id !== openId()) return;
-  fillList($("headers"), Object.entries(headers).flatMap(([name, values]) => values.map((value) => [name, value])));
+  await fillPart("headers", async (answer) => {
+    const headers = Object.entries(await answer.json());
+    return () => fillList($("headers"), headers.flatMap(([name, values]) => values.map((value) => [name, value])));
+  });
 }
 
 async function fillRaw() {
+  await fillPart("raw", async (answer) => {
+    const raw = await answer.text();
+    return () => ($("raw").textContent = raw);
+  });
+}
+
+async function fillPart(name, read) {
   const id = openId();
-  if (!id || !$("raw-part").open) return;
-  const raw = await (await get(`/api/v1/message/${id}/raw`)).text();
-  if (id === openId()) $("raw").textContent = raw;
+  if (!id || !$(`${name}-part`).open) return;
+  let show = () => ($(name).textContent = "It could not be had. Fold and unfold this to ask again.");
+  try {
+    show = await read(await get(`/api/v1/message/${encodeURIComponent(id)}/${name}`));
+  } catch (error) {
+    console.warn(error);
+  }
+  if (id === openId()) show();
 }
 
 // ---- events, and what acts ----
 
-function showConnection(state, words) {
-  if ($("connection").textContent === words) return; // it would be read out again
-  $("connection").dataset.state = state;
-  $("connection").textContent = words;
-}
-
 async function deleteAll() {
   try {
-    const answer = await fetch("/api/v1/messages", { method: "DELETE" });
+    const answer = await fetch("/api/v1/messages", { method: "DELETE", signal: AbortSignal.timeout(ANSWER_MS) });
     if (!answer.ok) throw new Error(`it answered ${answer.status}`);
     $("ask").close();
   } catch (error) {
@@ -206,5 +226,10 @@ $("delete-all").addEventListener("click", () => {
 $("ask-cancel").addEventListener("click", () => $("ask").close());
 $("ask-confirm").addEventListener("click", deleteAll);
 
-follow("/events", { change: loadList, still() {} }, showConnection);
+function changed() {
+  loadList();
+  if (lost) showMail();
+}
+
+follow("/events", { change: changed, still() {} }, sayIn($("connection")));
 showMail();

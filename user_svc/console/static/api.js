@@ -1,59 +1,65 @@
 // The JSON API of this listener. Who is not logged in is sent to the login, and comes back.
 
+const ANSWER_MS = 10_000;
+
 function toLogin() {
   location.assign(`/console/login?next=${encodeURIComponent(location.pathname)}`);
 }
 
-async function answered(answer) {
-  if (answer.status === 401) toLogin();
-  const text = await answer.text();
-  let data = {};
+function parsed(text) {
   try {
-    data = text ? JSON.parse(text) : {};
+    return JSON.parse(text || "{}");
   } catch {
-    data = { detail: text };
+    return null;
   }
-  if (answer.ok) return data;
-  throw Object.assign(new Error(data.detail || `It answered ${answer.status}.`), { status: answer.status });
 }
 
-const unreachable = (error) => {
-  throw error.status ? error : new Error("It does not answer. Is user_svc running?");
-};
-
-export const get = (address) => fetch(address, { cache: "no-store" }).then(answered).catch(unreachable);
-
-export function post(address, body) {
-  const headers = { "Content-Type": "application/json" };
-  return fetch(address, { method: "POST", headers, body: JSON.stringify(body) }).then(answered).catch(unreachable);
+/**
+ * What is thrown has `status` only where the API itself refuses ({"status", "detail"}): a 404 of anybody else, or of a
+ * service that is only starting, says nothing about a user. `unknown`: what was asked for may have been done.
+ */
+async function asked(address, given) {
+  let answer, text;
+  try {
+    answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS), ...given });
+    text = await answer.text();
+  } catch (error) {
+    const late = error.name === "TimeoutError";
+    throw Object.assign(new Error(late ? `No answer within ${ANSWER_MS / 1000} s.` : "It does not answer. Is user_svc running?"), { unknown: true });
+  }
+  if (answer.status === 401) toLogin();
+  const data = parsed(text);
+  if (answer.ok && data !== null) return data;
+  const ours = data?.status === answer.status && typeof data.detail === "string";
+  const words = ours ? data.detail : `It answered ${answer.status}, in words that are not the API's.`;
+  throw Object.assign(new Error(words), { status: ours ? answer.status : 0, unknown: answer.ok || answer.status >= 500 });
 }
 
-/** Asks again every `pause()` ms while the page is seen. `say(state, words)` hears how it went. Returns: asks now. */
+export const get = (address) => asked(address);
+
+export const post = (address, body) => asked(address, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+/**
+ * Asks again every `pause()` ms while the page is seen. `ask(newest)` gets a function: whether nobody has asked since,
+ * for answers may overtake each other. `say(state, words)` hears how it went. Returns: asks now.
+ */
 export function every(pause, ask, say) {
   let timer = 0;
   let turns = 0;
   async function turn() {
     const mine = (turns += 1);
+    const newest = () => mine === turns;
     clearTimeout(timer);
     if (document.hidden) return say("paused", "Paused while the page is hidden");
     try {
-      await ask();
-      say("live", "Up to date");
+      await ask(newest);
+      if (newest()) say("live", "Up to date");
     } catch (error) {
-      say("lost", `${error.message} Trying again.`);
+      if (newest()) say("lost", `${error.message} Trying again.`);
     }
-    if (mine === turns) timer = setTimeout(turn, pause()); // else a later turn goes on
+    if (newest()) timer = setTimeout(turn, pause());
   }
   document.addEventListener("visibilitychange", turn);
   turn();
   return turn;
-}
-
-/** Writes a state into the bar; a status that is written again would be read out again. */
-export function sayIn(place) {
-  return (state, words) => {
-    if (place.textContent === words) return;
-    place.dataset.state = state;
-    place.textContent = words;
-  };
 }

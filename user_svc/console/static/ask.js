@@ -8,23 +8,24 @@ let busy = false;
 
 /**
  * title, says: what will happen, a paragraph each. fields: {name, label, value, options: [[value, words]], …attributes}.
- * confirm: the button's words. address, body(given): what is posted. done(answer, given): the result in words.
+ * confirm: the button's words; without, there is nothing to do but to close it. address, body(given): what is posted. done(answer, given): the result in words.
  * after(): when it was done. danger: the focus is on Cancel, and the button is red.
  */
 export function ask(action) {
+  if ($("ask").open) return; // what is confirmed is what was read
   asked = action;
   $("ask-title").textContent = action.title;
   $("ask-says").replaceChildren(...action.says.map((text) => element("p", { text })));
   $("ask-fields").replaceChildren(...(action.fields ?? []).map(field));
   $("ask-fields").hidden = false;
   result("", "");
-  $("ask-confirm").textContent = action.confirm;
-  $("ask-confirm").hidden = false;
+  $("ask-confirm").textContent = action.confirm ?? "";
+  $("ask-confirm").hidden = !action.confirm;
   $("ask-confirm").classList.toggle("danger", Boolean(action.danger));
-  $("ask-cancel").textContent = "Cancel";
+  $("ask-cancel").textContent = action.confirm ? "Cancel" : "Close";
   $("ask").showModal();
   const first = $("ask-fields").querySelector("input, select");
-  (action.danger && !first ? $("ask-cancel") : (first ?? $("ask-confirm"))).focus();
+  (!action.confirm || (action.danger && !first) ? $("ask-cancel") : (first ?? $("ask-confirm"))).focus();
 }
 
 function field({ name, label, options, value = "", ...attributes }) {
@@ -59,7 +60,7 @@ $("ask-form").addEventListener("submit", async (event) => {
     $("ask-cancel").textContent = "Close";
     after?.(answer);
   } catch (error) {
-    result("bad", `Not done: ${error.message}`);
+    result("bad", error.unknown ? `Not known whether it was done: ${error.message} Look before you repeat it.` : `Not done: ${error.message}`);
   } finally {
     busy = false;
     $("ask-confirm").disabled = $("ask-cancel").disabled = false;

@@ -1,7 +1,7 @@
 // The audit's newest records, asked for again every five seconds.
 
-import { every, get, sayIn } from "./api.js";
-import { $, NONE, ZONE, element, timeElement } from "./dom.js";
+import { every, get } from "./api.js";
+import { $, NONE, ZONE, element, sayIn, timeElement } from "./dom.js";
 
 let shown = "";
 

@@ -1,6 +1,6 @@
 // The charts of the last 15 minutes, drawn by uPlot (window.uPlot). A row each five seconds; the oldest falls out.
 
-import { $, count, duration, rate } from "./dom.js";
+import { $, count, duration, element, rate } from "./dom.js";
 
 const ROWS = 180;
 const SPAN_S = 900;
@@ -17,10 +17,11 @@ const CHARTS = [
     ],
     say: (n) => `${rate(n)}/s`,
   },
-  { title: "Queue, mails", series: [["queue_size", "mails", "--one", []]], say: (n) => count(n) },
+  { title: "Queue, in mails", series: [["queue_size", "depth", "--one", []]], say: (n) => count(n) },
   { title: "Oldest mail in the queue", series: [["oldest_age_seconds", "age", "--one", []]], say: duration },
   {
     title: "Verdicts, a second",
+    note: "path: no mail would have got through · message: that mail alone · other: throttled, not known",
     series: [
       ["sent", "sent", "--two", []],
       ["path", "path", "--three", [6, 4]],
@@ -126,14 +127,10 @@ function axis(more) {
 }
 
 function make(chart) {
-  const title = document.createElement("figcaption");
-  title.textContent = chart.title;
-  const latest = document.createElement("span");
-  latest.className = "quiet";
-  title.append(" ", latest);
-  const place = document.createElement("div");
-  const figure = document.createElement("figure");
-  figure.append(title, place);
+  const latest = element("span", { className: "quiet" });
+  const place = element("div");
+  const figure = element("figure", {}, element("figcaption", { text: `${chart.title} ` }, latest), place);
+  if (chart.note) figure.append(element("p", { className: "note quiet", text: chart.note }));
   $("chart-area").append(figure);
   const timed = chart.say === duration;
   const value = (_, n) => words(chart, n);

@@ -47,3 +47,19 @@ export function time(text) {
 export function timeElement(text) {
   return element("time", { text: time(text), datetime: text, title: text });
 }
+
+/** Writes a state into a place of the bar; a status that is written again would be read out again. */
+export function sayIn(place) {
+  return (state, words) => {
+    if (place.textContent === words) return;
+    place.dataset.state = state;
+    place.textContent = words;
+  };
+}
+
+/** Of messages that no replay can name, so a person must. */
+export function quarantineWords(n) {
+  if (!n) return "None in quarantine.";
+  const are = n === 1 ? "1 message is" : `${count(n)} messages are`;
+  return `${are} in quarantine: in the queue, and no event of ours. See “Quarantined” in deploy/runbook.md within seven days.`;
+}

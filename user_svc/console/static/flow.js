@@ -1,6 +1,6 @@
 // One snapshot of /overview into the page. Every [data-v] names its figure, data-as how it is said.
 
-import { $, NONE, count, duration, element, rate, time, timeElement } from "./dom.js";
+import { $, NONE, count, duration, element, quarantineWords, rate, time, timeElement } from "./dom.js";
 
 const BREAKER = {
   closed: ["closed", "Mail flows."],
@@ -35,7 +35,7 @@ function put(place, text) {
 
 export function paint(snapshot) {
   const breaker = snapshot.breaker ?? {};
-  const all = { ...snapshot, next_attempt: nextAttempt(breaker) };
+  const all = { ...snapshot, next_attempt: nextAttempt(breaker), drained_in: drainedIn(breaker, snapshot.queue) };
   for (const place of document.querySelectorAll("[data-v]")) {
     const value = find(all, place.dataset.v);
     const missing = value === null || value === undefined;
@@ -44,13 +44,20 @@ export function paint(snapshot) {
   if (snapshot.limiter && snapshot.limiter.tokens === null) put(document.querySelector('[data-v="limiter.tokens"]'), "∞");
   paintPipes(snapshot);
   paintBreaker(breaker);
-  paintBalance(snapshot.ledger);
+  paintBooks(snapshot.ledger);
   paintReplicas(snapshot.replicas ?? [], snapshot.at, Boolean(snapshot.problem));
 }
 
 function nextAttempt(breaker) {
   if (breaker.state !== "open") return null;
   return breaker.until_further_notice ? "when it is closed" : breaker.next_attempt_at && time(breaker.next_attempt_at);
+}
+
+/** What it drained at before it was held says nothing about when it will be out. */
+function drainedIn(breaker, queue) {
+  if (breaker.state === "open" && queue?.size > 0) return "held";
+  const s = queue?.drain_estimate_seconds ?? null;
+  return s === null ? null : duration(s);
 }
 
 function paintPipes({ accepted, outbox, queue, breaker, sent }) {
@@ -76,7 +83,8 @@ function paintBreaker(breaker) {
   put($("breaker-means"), means);
   if (spoken !== null && spoken !== word) put($("spoken"), `Breaker ${word}. ${means} ${breaker.reason ?? ""}`);
   spoken = word;
-  const rows = breaker.transitions ?? [];
+  const rows = breaker.transitions;
+  if (!rows) return; // not known: the page says so, or shows the last that were
   const key = JSON.stringify(rows);
   if (key === shownTransitions) return;
   shownTransitions = key;
@@ -90,9 +98,11 @@ function transition({ at, state, reason }) {
   return element("li", {}, word, timeElement(at), element("span", { className: "reason", text: reason || "no reason was given" }));
 }
 
-function paintBalance(ledger) {
+function paintBooks(ledger) {
   if (!ledger) return;
-  const { gap, balanced } = ledger;
+  const { gap, balanced, quarantined } = ledger;
+  $("quarantine").dataset.state = quarantined > 0 ? "bad" : "";
+  put($("quarantine"), `${quarantined > 0 ? "▲ " : ""}${quarantineWords(quarantined)}`);
   const erasing = ledger.erasures_under_way > 0;
   const words = erasing
     ? `◌ Not judged: ${count(ledger.erasures_under_way)} erasure under way.`

@@ -1,8 +1,8 @@
 // One user's mails with every attempt, asked for again every three seconds.
 
-import { every, get, sayIn } from "./api.js";
+import { every, get } from "./api.js";
 import { ask } from "./ask.js";
-import { $, NONE, ZONE, count, duration, element, time, timeElement } from "./dom.js";
+import { $, NONE, ZONE, count, duration, element, sayIn, time, timeElement } from "./dom.js";
 
 const { id, traces } = $("user").dataset;
 const address = `/mails/${encodeURIComponent(id)}`;
@@ -21,6 +21,7 @@ const MEANS = {
   dead: (mail) => `Refused for good, or its retries are spent, at ${time(mail.ended_at)}.`,
   expired: (mail) => `Not delivered before its deadline, at ${time(mail.ended_at)}.`,
 };
+const NOBODY = "There is no such user: erased, or never registered.";
 let shown = "";
 let load = () => {};
 
@@ -53,12 +54,13 @@ function attempts(mail) {
   const total = mail.attempts_total;
   if (!total) return element("p", { className: "quiet", text: "No attempt yet." });
   const heads = ["#", "When", "Verdict", "At", "Code", "The server's words", "Breaker", "Took", "Trace"];
+  const numbers = ["#", "Took"];
   const missing = total - mail.attempts.length;
   const rows = mail.attempts.map((each, index) => attemptRow(each, count(index < 3 ? index + 1 : index + 1 + missing)));
   if (missing > 0) {
     rows.splice(3, 0, element("tr", {}, element("td", { colspan: heads.length, className: "quiet", text: `… ${count(missing)} attempts in between are not kept` })));
   }
-  const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col", text })));
+  const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col", className: numbers.includes(text) ? "number" : "", text })));
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
   return element("div", { className: "scroll", tabindex: 0, role: "region", "aria-label": "Attempts" }, table);
 }
@@ -72,24 +74,33 @@ function card(mail) {
   return element("section", { className: "card mail" }, element("div", { className: "head" }, title, tag), element("p", { text: means + reason }), asked, attempts(mail));
 }
 
-async function show() {
+async function show(newest) {
   let found = null;
+  let problem = "";
   try {
     found = await get(address);
   } catch (error) {
-    if (error.status !== 404 && error.status !== 422) throw error;
+    if (error.status === 404) problem = NOBODY;
+    else if (error.status === 500) problem = `This user cannot be shown. ${error.message}`; // but erased
+    else throw error;
   }
-  $("nobody").hidden = found !== null;
-  $("user").hidden = found === null;
-  const key = JSON.stringify(found);
+  if (newest()) fill(found, problem);
+}
+
+/** Without a user nothing of one is left in the page, seen or not. */
+function fill(found, problem) {
+  const key = JSON.stringify([found, problem]);
   if (key === shown) return;
   shown = key;
+  $("problem").textContent = problem;
+  $("problem").hidden = !problem;
+  $("user").hidden = problem === NOBODY;
+  $("resend").disabled = !found;
   $("name").textContent = found ? `Mails of ${found.user.name}` : "Mails of a user";
-  if (!found) return $("mails").replaceChildren();
-  $("email").textContent = found.user.email;
-  $("user-id").textContent = found.user.id;
-  $("created").replaceChildren(timeElement(found.user.created_at));
-  $("mails").replaceChildren(...found.mails.map(card));
+  $("email").textContent = found?.user.email ?? NONE;
+  $("user-id").textContent = found?.user.id ?? id;
+  $("created").replaceChildren(found ? timeElement(found.user.created_at) : NONE);
+  $("mails").replaceChildren(...(found?.mails ?? []).map(card));
 }
 
 $("resend").addEventListener("click", () =>
@@ -117,7 +128,10 @@ $("erase").addEventListener("click", () =>
     address: `${address}/erase`,
     body: (given) => ({ confirm: given.confirm.trim() }),
     done: () => "Erased everywhere.",
-    after: () => load(),
+    after: () => {
+      fill(null, NOBODY);
+      load();
+    },
   }),
 );
 

@@ -1,12 +1,13 @@
 // Dead letters: filtered, chosen, replayed. The list is asked for again, and rows stay the same elements meanwhile, so
 // that focus and choice survive.
 
-import { every, get, post, sayIn } from "./api.js";
+import { every, get, post } from "./api.js";
 import { ask } from "./ask.js";
-import { $, NONE, ZONE, count, duration, element, time } from "./dom.js";
+import { $, NONE, ZONE, count, duration, element, quarantineWords, sayIn, time } from "./dom.js";
 
 const PAGE = 100;
 const MOST = 500; // what one request may ask for
+const LIST_MS = 5000; // a replay's progress each second, the list not so often
 const STATE = { dead: "✕ dead", expired: "◔ expired" };
 
 const rows = new Map(); // event id -> {row, box}
@@ -14,7 +15,14 @@ const chosen = new Set();
 let limit = PAGE;
 let more = false;
 let running = false;
-let load = () => {};
+let listedAt = -Infinity;
+let turn = () => {};
+
+/** All anew, now. */
+function load() {
+  listedAt = -Infinity;
+  turn();
+}
 
 function filter() {
   const given = Object.fromEntries([...new FormData($("filter"))].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));
@@ -33,7 +41,7 @@ function makeRow(letter) {
     showTools();
   });
   const button = element("button", { type: "button", text: "Replay…", "aria-label": `Replay ${letter.event_id}` });
-  button.addEventListener("click", () => replay({ event_id: letter.event_id }, "Replay one mail", 1));
+  button.addEventListener("click", () => replay({ event_id: letter.event_id }, "Replay one mail"));
   const user = element("a", { href: `/console/mails/${encodeURIComponent(letter.user_id)}`, className: "code", text: `${letter.user_id.slice(0, 8)}…`, title: letter.user_id });
   const age = element("small", { className: "quiet block", "data-age": letter.at });
   const row = element(
@@ -51,7 +59,7 @@ function makeRow(letter) {
   return { row, box };
 }
 
-function showList({ dead_letters: letters, next_cursor: next }) {
+function showList({ dead_letters: letters, next_cursor: next }, quarantined) {
   const ids = new Set(letters.map((letter) => letter.event_id));
   for (const [id, { row }] of rows) {
     if (ids.has(id)) continue;
@@ -70,6 +78,9 @@ function showList({ dead_letters: letters, next_cursor: next }) {
     const words = `${duration(Math.max(0, (Date.now() - new Date(age.dataset.age)) / 1000))} ago`;
     if (age.textContent !== words) age.textContent = words;
   }
+  $("quarantine").hidden = quarantined === 0;
+  if ($("quarantine").textContent !== quarantineWords(quarantined)) $("quarantine").textContent = quarantineWords(quarantined);
+  $("needs-nobody").hidden = quarantined > 0;
   more = next !== null;
   $("list").hidden = letters.length === 0;
   $("none").hidden = letters.length > 0 || filtered();
@@ -102,10 +113,10 @@ function showProgress(replay) {
 }
 
 /** Counts what would be replayed, then asks. */
-async function replay(what, title, known) {
+async function replay(what, title) {
   try {
-    const { matching } = known ? { matching: known } : await post("/dead-letters/replay", { ...what, dry_run: true });
-    if (!matching) return sayIn($("connection"))("lost", "No dead letter matches any more.");
+    const { matching } = await post("/dead-letters/replay", { ...what, dry_run: true });
+    if (!matching) return ask({ title, says: ["No dead letter matches any more."] });
     ask({
       title,
       says: [
@@ -123,14 +134,15 @@ async function replay(what, title, known) {
       },
     });
   } catch (error) {
-    sayIn($("connection"))("lost", error.message);
+    ask({ title, says: [`Not counted, so not replayed: ${error.message}`] });
   }
 }
 
-$("replay-chosen").addEventListener("click", () => replay({ event_ids: [...chosen] }, "Replay the selected mails", chosen.size));
-$("replay-all").addEventListener("click", () =>
-  replay(filtered() ? { filter: filter() } : { all: true }, filtered() ? "Replay all that match the filter" : "Replay all dead letters"),
-);
+$("replay-chosen").addEventListener("click", () => replay({ event_ids: [...chosen] }, "Replay the selected mails"));
+$("replay-all").addEventListener("click", () => {
+  if (!$("filter").reportValidity()) return;
+  replay(filtered() ? { filter: filter() } : { all: true }, filtered() ? "Replay all that match the filter" : "Replay all dead letters");
+});
 
 $("stop").addEventListener("click", () =>
   ask({
@@ -160,17 +172,31 @@ function filterChanged() {
   limit = PAGE;
   load();
 }
+// A filter goes into an address, which logs keep.
+$("reason").addEventListener("input", ({ target }) =>
+  target.setCustomValidity(target.value.includes("@") ? "A reason holds no email address. Somebody's mails are found on the page Mails." : ""),
+);
 $("filter").addEventListener("submit", (event) => {
   event.preventDefault();
   filterChanged();
 });
 $("filter").addEventListener("change", () => $("filter").reportValidity() && filterChanged());
-$("filter").addEventListener("reset", () => setTimeout(filterChanged));
+$("filter").addEventListener("reset", () => {
+  $("reason").setCustomValidity("");
+  setTimeout(filterChanged);
+});
 
-async function show() {
-  showProgress(await get("/dead-letters/replay"));
-  if ($("filter").checkValidity()) showList(await get(`/dead-letters?${new URLSearchParams({ ...filter(), limit })}`));
+async function show(newest) {
+  const progress = await get("/dead-letters/replay");
+  if (!newest()) return;
+  if (running && !progress.running) listedAt = -Infinity;
+  showProgress(progress);
+  if (performance.now() - listedAt < LIST_MS || !$("filter").checkValidity()) return;
+  const [list, { quarantined }] = await Promise.all([get(`/dead-letters?${new URLSearchParams({ ...filter(), limit })}`), get("/ledger")]);
+  if (!newest()) return;
+  listedAt = performance.now();
+  showList(list, quarantined);
 }
 
 $("zone").textContent = ZONE;
-load = every(() => (running ? 1000 : 4000), show, sayIn($("connection")));
+turn = every(() => (running ? 1000 : LIST_MS), show, sayIn($("connection")));

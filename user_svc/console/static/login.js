@@ -17,7 +17,7 @@ $("login")?.addEventListener("submit", async (event) => {
   const headers = { "Content-Type": "application/json" };
   const body = JSON.stringify({ token: $("token").value });
   try {
-    const answer = await fetch("/login", { method: "POST", headers, body });
+    const answer = await fetch("/login", { method: "POST", headers, body, signal: AbortSignal.timeout(10_000) });
     if (answer.ok) return location.assign(next());
     $("login-result").textContent = `▲ ${(await answer.json()).detail ?? answer.status}`;
   } catch {

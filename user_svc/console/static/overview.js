@@ -1,20 +1,19 @@
 // The overview: each snapshot of the event stream is written into the page; samples go to the charts.
 
+import { get } from "./api.js";
 import { ask } from "./ask.js";
-import { $, ZONE, time } from "./dom.js";
+import { $, ZONE, sayIn, time } from "./dom.js";
 import { addSample, showSamples } from "./charts.js";
 import { paint } from "./flow.js";
 import { follow } from "./live.js";
 
-let said = "";
 let live = false;
 let troubled = false;
 
+const inBar = sayIn($("connection"));
+
 function say(state, words) {
-  if (words === said) return; // a status that is written again is read out again
-  said = words;
-  $("connection").dataset.state = state;
-  $("connection").textContent = words;
+  inBar(state, words);
   live = state === "live";
   showAge();
 }
@@ -26,8 +25,7 @@ function showAge() {
 
 async function loadSamples() {
   try {
-    const answer = await fetch("/overview/samples", { cache: "no-store" });
-    if (answer.ok) showSamples(await answer.json());
+    showSamples(await get("/overview/samples"));
   } catch (error) {
     console.info(error); // the event stream says so, and loads them again when it is back
   }
@@ -72,7 +70,7 @@ $("close-breaker").addEventListener("click", () =>
     title: "Let mail flow",
     says: ["The breaker closes at once, without probes: every replica goes on with what waits, within the rate limit.", "Is the mail server still sick, it opens again after a few failures."],
     fields: [{ name: "reason", label: "Reason, for the others (no personal data)", value: "by an operator", maxlength: 200 }],
-    confirm: "Let it flow",
+    confirm: "Let mail flow",
     address: "/circuit-breaker/close",
     body: (given) => ({ reason: given.reason }),
     done: breakerSays,
