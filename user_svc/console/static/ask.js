@@ -8,8 +8,8 @@ let busy = false;
 
 /**
  * title, says: what will happen, a paragraph each. fields: {name, label, value, options: [[value, words]], …attributes}.
- * confirm: the button's words; without, there is nothing to do but to close it. address, body(given): what is posted. done(answer, given): the result in words.
- * after(): when it was done. danger: the focus is on Cancel, and the button is red.
+ * confirm: the button's words; without, there is nothing to do but to close it. address, body(given): what is posted.
+ * done(answer, given): the result in words. after(): when it was done. danger: the focus is on Cancel, and the button is red.
  */
 export function ask(action) {
   if ($("ask").open) return; // what is confirmed is what was read
