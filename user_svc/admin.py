@@ -94,18 +94,16 @@ def routes(
         body: Replay = body_as(Replay, await acting(request, token, max_bytes=_REPLAY_MAX_BYTES))
         target = body.target
 
-        async def count() -> int:
-            try:
-                return await letters.count(body.chosen)
-            except Unavailable as exc:
-                raise Unavailable(str(exc), sent=False) from exc  # nothing can have been done by looking
-
         async def ended(found: Progress) -> None:
             counts = f"{found.replayed} of {found.matching} sent again, {found.users_gone} without their user"
             await audit(request, "replay", target, f"{found.ended}; {counts}")
 
-        matching = await audit.doing(request, "replay-count", target, count)
+        try:
+            matching = await letters.count(body.chosen)
+        except (Unavailable, ApiError) as exc:
+            raise Refused(503, f"The broker does not answer: {exc}. It was not done.", {"Retry-After": "1"}) from exc
         if body.dry_run:
+            await audit(request, "replay-count", target, f"{matching} would be sent again")
             return json_response({"dry_run": True, "matching": matching})
         if matching == 0:
             raise Refused(404, "No dead letter matches.")

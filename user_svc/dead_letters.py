@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 _FRESH_S = 1.0
 """So long a list that was read is everybody's: many pages may be open, and a filter may walk the whole stream."""
+_IN_HAND_S = 2.0
+"""So long a replay that is stopped may take for the letter in hand. One that is cut off may have been asked for."""
 _REASON_KEPT = 100
 """Characters of a filter's, in the audit."""
 _SELECTED_MAX = 1000
@@ -36,7 +38,7 @@ Selected = Annotated[frozenset[str], msgspec.Meta(min_length=1, max_length=_SELE
 """Event ids."""
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Which letters. What is not given does not filter."""
 
     state: Literal["dead", "expired"] | None = None
@@ -112,7 +114,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if chosen.reason is not None:  # which is any text
             chosen = msgspec.structs.replace(chosen, reason=chosen.reason[:_REASON_KEPT])
         if chosen.event_ids is None:
-            return chosen.event_id or msgspec.json.encode(chosen).decode()
+            return "all" if self.all else chosen.event_id or msgspec.json.encode(chosen).decode()
         first = sorted(chosen.event_ids)
         return f"{len(first)} selected: {', '.join(first[:3])}{', …' if len(first) > 3 else ''}"
 
@@ -143,6 +145,7 @@ class DeadLetters:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._task: asyncio.Task[None] | None = None
+        self._stopped: asyncio.Future[None]
         self._pages: dict[tuple[Filter, int, int], asyncio.Task[list[Letter]]] = {}
         self.progress = Progress()
 
@@ -219,6 +222,7 @@ class DeadLetters:
         self.progress = Progress(
             running=True, matching=matching, per_second=replay.per_second, started_at=datetime.now(UTC)
         )
+        self._stopped = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._replay(replay, self.progress, on_end))
         return True
 
@@ -226,10 +230,13 @@ class DeadLetters:
         """Ends the bulk replay that is running; False: there is none."""
         if self._task is None or self._task.done():
             return False
-        running = not self.progress.ended  # else its end is being told, which is not to be cut off
+        running = not self.progress.ended  # else its end is being told
         if running:
             self.progress.ended = why
-            self._task.cancel()
+            self._stopped.set_result(None)
+            await asyncio.wait({self._task}, timeout=_IN_HAND_S)
+            if self.progress.ended_at is None:
+                self._task.cancel()
         await asyncio.wait({self._task})
         return running
 
@@ -244,9 +251,10 @@ class DeadLetters:
                 progress.replayed += alive
                 progress.users_gone += not alive
                 due = max(due + 1 / replay.per_second, loop.time() - 1)
-                if due > loop.time():
-                    await asyncio.sleep(due - loop.time())
-            progress.ended = "done"
+                await asyncio.wait({self._stopped}, timeout=max(0.0, due - loop.time()))
+                if self._stopped.done():  # looked at between two, so that the count is true
+                    break
+            progress.ended = progress.ended or "done"
         except (Unavailable, ApiError) as exc:
             progress.ended = f"broken off: {exc}; issue it again"
             log.warning("dead_letters.replay_broken_off", reason=str(exc), replayed=progress.replayed)

@@ -66,9 +66,12 @@ class Demo:
 
     def fail_and_recover(self) -> None:
         """From the first refusal to the closed breaker."""
-        self.say("The mail server is down. Watch the verdicts' chart: the next mails fail, and go back to the queue.")
         try:
-            self.ask(self.admin, "/downtime", {"for": "10m"})
+            self.ask(self.admin, "/downtime", {"for": "3m"})  # ended sooner; by itself, if the demo is killed
+            self.say(
+                "The mail server is down, for 3 min or until the demo ends it. Watch the verdicts' chart: the next"
+                " mails fail, and go back to the queue."
+            )
             self.until("the breaker opens", lambda: self.breaker() == "open", 120)
             self.say(
                 "The breaker is open: the queue is paused on the broker, so no worker tries. Its depth and age grow,"
@@ -118,6 +121,8 @@ class Demo:
             with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310  an http URL of ours
                 return json.loads(answer.read())
         except urllib.error.HTTPError as exc:
+            if exc.code == 401:
+                raise Failed(f"{asked.full_url}: 401. Set ADMIN_TOKEN here as it is set for `just up`.") from exc
             raise Failed(f"{asked.full_url}: {exc.code} {exc.read(300).decode(errors='replace')}") from exc
         except (OSError, http.client.HTTPException, ValueError) as exc:
             raise Failed(f"{asked.full_url}: {exc}. Is it running? `just up` starts it.") from exc

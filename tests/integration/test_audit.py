@@ -164,6 +164,27 @@ async def test_the_end_of_a_replay_is_written_down(
     ]
 
 
+async def test_a_stopped_replay_counts_what_it_did(
+    service: Service, operator: httpx.AsyncClient, broker: Broker
+) -> None:
+    """Its count and what is left are all there was, wherever the stop met it; the audit says that all were meant."""
+    for n in range(1, 301):
+        event = s.event_id("c" * 26, n)
+        letter = m.DeadLetter(event_id=event, user_id="c" * 26, state=m.State.DEAD, reason="no", at=datetime.now(UTC))
+        await broker.store(s.dead_letter(event, "dead"), m.DEAD_LETTER.encode(letter))
+    left = 300
+    for _ in range(5):
+        assert (
+            await operator.post("/dead-letters/replay", json={"all": True, "per_second": 10_000})
+        ).status_code == 202
+        done = (await operator.post("/dead-letters/replay/stop", json={})).json()
+        assert (done["running"], done["matching"], done["ended"]) == (False, left, "stopped")
+        left -= done["replayed"] + done["users_gone"]
+        rest = (await operator.get("/dead-letters", params={"limit": 500})).json()["dead_letters"]
+        assert len(rest) == left
+    assert (await outcomes(operator, "replay"))[0][0] == "all"
+
+
 async def test_the_trail_reads_what_is_new(service: Service, broker: Broker) -> None:
     """The newest hundred, each once; what was purged is not shown, nor taken for the records of a stream made anew."""
     trail = Trail(broker)

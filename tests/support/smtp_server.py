@@ -193,10 +193,10 @@ class SmtpServer:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def close_idle(self) -> None:
-        """Say 421 and close every connection, as servers do with idle ones."""
+    def close_idle(self, for_s: float = 0.0) -> None:
+        """Say 421 and close the connections that said nothing for so long."""
         for session in self.connections:
-            if session.open:
+            if session.open and time.monotonic() - session.heard_at >= for_s:
                 session.writer.write(b"421 4.4.2 idle too long\r\n")
                 session.writer.close()
 
@@ -238,6 +238,8 @@ class Session:
         self._socket: socket.socket = writer.get_extra_info("socket")
         self.opened_at = time.monotonic()
         self.closed_at: float | None = None
+        self.heard_at = self.opened_at
+        """When the client's last command was answered."""
         self.peer_port: int = writer.get_extra_info("peername")[1]
         self.sent_bytes = 0
         """Given to the transport, before any TLS."""
@@ -289,6 +291,7 @@ class Session:
                 await self._say(500, "5.5.2 unknown command")
             else:
                 await handler(argument)
+            self.heard_at = time.monotonic()
 
     async def _ehlo(self, argument: str) -> None:
         lines = ["test"]

@@ -8,6 +8,7 @@ const AGAIN_MS = 2000;
 
 export function follow(address, handlers, say, opened = () => {}) {
   let source = null;
+  let heardAt = null;
   let lostSince = null;
   let again = 0;
   let silence = 0;
@@ -15,6 +16,7 @@ export function follow(address, handlers, say, opened = () => {}) {
   function heard() {
     clearTimeout(silence);
     silence = setTimeout(() => lost("nothing was heard for six seconds"), SILENCE_MS);
+    heardAt = new Date();
     lostSince = null;
     say("live", "Live");
   }
@@ -29,7 +31,7 @@ export function follow(address, handlers, say, opened = () => {}) {
   // The browser gives up for good after some errors (a 404, a 503), so the next try is ours.
   function lost(why) {
     close();
-    lostSince ??= new Date();
+    lostSince ??= heardAt ?? new Date();
     say("lost", `Not connected since ${time(lostSince.toISOString())}: ${why}. Trying again.`);
     again = setTimeout(open, AGAIN_MS);
   }
