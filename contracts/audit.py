@@ -62,7 +62,8 @@ class Auditor:
         except Unavailable as exc:
             how, says = ("unknown", UNKNOWN) if exc.sent else ("failed", "It was not done.")
             await self(request, action, target, f"{how}: {exc}")
-            raise Refused(503, f"The broker does not answer: {exc}. {says}", {"Retry-After": "1"}) from exc
+            words, again = f"The broker does not answer: {exc}. {says}", {"Retry-After": "1"}
+            raise Refused(503, words, again, unknown=exc.sent) from exc
         except ApiError as exc:
             await self(request, action, target, f"failed: {exc}")
             raise Refused(503, f"The broker refuses: {exc}. It was not done.", {"Retry-After": "1"}) from exc

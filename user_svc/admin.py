@@ -19,8 +19,6 @@ from user_svc.ledger import Drain, ledger, queue
 from user_svc.settings import Settings
 
 _PAGE_MAX = 500
-_FILTERS = ("state", "reason", "event_id", "older_than", "younger_than")
-"""Of the dead letters, those that are text."""
 _REPLAY_MAX_BYTES = 65_536
 """A thousand event ids."""
 
@@ -78,7 +76,7 @@ def routes(
 
     async def dead_letters(request: Request) -> Response:
         query = request.query_params
-        asked = {k: v for k, v in query.items() if k in _FILTERS}
+        asked = {name: value for name, value in query.items() if name not in ("limit", "cursor")}
         chosen: Filter = body_as(Filter, asked | ({"code": _number(query["code"], 999)} if "code" in query else {}))
         limit = max(1, _number(query.get("limit", "100"), _PAGE_MAX))
         after = _number(query.get("cursor", "0"), 10**18)
@@ -101,7 +99,7 @@ def routes(
         try:
             matching = await letters.count(body.chosen)
         except (Unavailable, ApiError) as exc:
-            raise Refused(503, f"The broker does not answer: {exc}. It was not done.", {"Retry-After": "1"}) from exc
+            raise Refused(503, f"The broker does not answer: {exc}", {"Retry-After": "1"}) from exc
         if body.dry_run:
             await audit(request, "replay-count", target, f"{matching} would be sent again")
             return json_response({"dry_run": True, "matching": matching})

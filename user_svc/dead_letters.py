@@ -18,6 +18,7 @@ import structlog
 from contracts import messages as m
 from contracts import subjects as s
 from contracts.runtime import crash
+from contracts.runtime.admin import Refused
 from contracts.runtime.broker import ApiError, Broker, Conflict, Stored, Unavailable
 from contracts.runtime.settings import duration_s
 from user_svc import metrics
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 
 _FRESH_S = 1.0
 """So long a list that was read is everybody's: many pages may be open, and a filter may walk the whole stream."""
+_READINGS_MAX = 8
+"""At once. Each may walk the whole stream, and goes on though whoever asked for it has left."""
 _IN_HAND_S = 2.0
 """So long a replay that is stopped may take for the letter in hand. One that is cut off may have been asked for."""
 _REASON_KEPT = 100
@@ -157,6 +160,8 @@ class DeadLetters:
         key = chosen, after, limit
         reading = self._pages.get(key)
         if reading is None:
+            if sum(not each.done() for each in self._pages.values()) >= _READINGS_MAX:
+                raise Refused(503, "So many lists are being read already.", {"Retry-After": "1"})
             reading = self._pages[key] = asyncio.create_task(self._page(*key))
             expire = asyncio.get_running_loop().call_later
             reading.add_done_callback(lambda _: expire(_FRESH_S, self._pages.pop, key, None))

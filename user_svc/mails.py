@@ -16,7 +16,7 @@ from starlette.routing import Route
 from contracts.audit import Auditor
 from contracts.runtime.admin import Refused, acting, body_as, json_response, reading
 from user_svc import api, intervention, users
-from user_svc.errors import Problem
+from user_svc.errors import Problem, TryLater
 from user_svc.registrar import Registrar, checked_id
 from user_svc.store import Mail, Store, User
 
@@ -91,4 +91,5 @@ def _refusing() -> Iterator[None]:
         yield
     except Problem as exc:
         wrong = "; ".join(f"{field}: {what}" for field, what in exc.errors.items())
-        raise Refused(exc.status, exc.detail or wrong or exc.title, exc.headers) from exc
+        words = exc.detail or wrong or exc.title
+        raise Refused(exc.status, words, exc.headers, unknown=isinstance(exc, TryLater)) from exc

@@ -7,9 +7,10 @@ It shows what the routes of user_svc.admin show, and what the replicas say of th
 """
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
@@ -150,7 +151,7 @@ class Overview:
                 each.set_result(frame)
         self._waiting.clear()
 
-    async def stream(self, peer: str) -> AsyncIterator[bytes]:
+    async def stream(self, peer: str) -> AsyncGenerator[bytes, None]:
         """The events of one listener."""
         self.listeners[peer] += 1
         try:
@@ -186,7 +187,16 @@ def routes(overview: Overview) -> list[Route]:
         peer = request.client.host if request.client else ""
         if overview.listeners.total() >= _LISTENERS_MAX or overview.listeners[peer] >= _OF_ONE_PEER_MAX:
             raise Refused(503, "So many pages are open already.", {"Retry-After": "10"})
-        return StreamingResponse(overview.stream(peer), headers=headers, media_type="text/event-stream")
+        stream = overview.stream(peer)
+        first = await anext(stream)  # from here on it is counted
+
+        async def frames() -> AsyncIterator[bytes]:
+            async with contextlib.aclosing(stream):
+                yield first
+                async for frame in stream:
+                    yield frame
+
+        return StreamingResponse(frames(), headers=headers, media_type="text/event-stream")
 
     return [
         Route("/overview", show),

@@ -102,7 +102,10 @@ class Registrar:
     async def ask_erase(self, user_id: str, until: float) -> None:
         """Asks for the erasure of whoever came as an id: it will be carried out. Raises `NotFound`."""
         checked_id(user_id)
-        await self.finish_erase(user_id, until)  # one that was broken off earlier
+        try:
+            await self.finish_erase(user_id, until)  # one that was broken off earlier
+        except TryLater as exc:  # that there is one is not known
+            raise TryLater("The message broker does not answer. Repeat the request.") from exc
         await self._store.record(user_id, until)
         await self._store.ask_erase(user_id, datetime.now(UTC), until)
 

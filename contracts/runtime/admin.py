@@ -33,13 +33,16 @@ _BODY_MAX_BYTES = 16_384
 
 
 class Refused(Exception):
-    """The request is refused with this status and these words."""
+    """The request is refused with this status and these words; `unknown`: it may have been done all the same."""
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, detail: str, headers: dict[str, str] | None = None, *, unknown: bool = False
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.headers = headers or {}
+        self.unknown = unknown
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -76,7 +79,8 @@ def admin_app(
 
     async def refused(_: Request, exc: Exception) -> Response:
         assert isinstance(exc, Refused)
-        return json_response({"status": exc.status, "detail": exc.detail}, exc.status, exc.headers)
+        unknown = {"unknown": True} if exc.unknown else {}
+        return json_response({"status": exc.status, "detail": exc.detail} | unknown, exc.status, exc.headers)
 
     app = Starlette(
         routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *routes],
@@ -94,11 +98,14 @@ def admin_app(
 
 
 def _own_host(app: ASGIApp) -> ASGIApp:
-    """Lets through what has a Host of ours."""
+    """Lets through what has a Host of ours, and is not asked for by another site's page; its links may lead here."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         answer: ASGIApp = app
-        if scope["path"] not in _FOR_MACHINES and not _own(Request(scope).headers.get("host", "")):
+        headers = Request(scope).headers
+        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+            answer = json_response({"status": 403, "detail": "Another site's page asks."}, 403)
+        elif scope["path"] not in _FOR_MACHINES and not _own(headers.get("host", "")):
             answer = json_response({"status": 403, "detail": "The Host is none of ours."}, 403)
         await answer(scope, receive, send)
 

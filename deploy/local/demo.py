@@ -3,7 +3,7 @@
     all is well ─► the mail server is down ─► the breaker opens ─► it is up ─► the breaker closes ─► the queue is out
 
 It says what to look at on the console meanwhile. Each step waits for what it tells of; if that does not come, the demo
-fails, with status 1. However it ends, the mail server is up again. Standard library only.
+fails, with status 1. However it ends, the mail server is up again (killed: after 3 minutes). Standard library only.
 """
 
 import argparse
@@ -66,8 +66,8 @@ class Demo:
 
     def fail_and_recover(self) -> None:
         """From the first refusal to the closed breaker."""
+        self.ask(self.admin, "/downtime", {"for": "3m"})  # ended sooner; by itself, if the demo is killed
         try:
-            self.ask(self.admin, "/downtime", {"for": "3m"})  # ended sooner; by itself, if the demo is killed
             self.say(
                 "The mail server is down, for 3 min or until the demo ends it. Watch the verdicts' chart: the next"
                 " mails fail, and go back to the queue."

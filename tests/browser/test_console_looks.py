@@ -15,7 +15,8 @@ RED = """() => {
   const canvas = document.querySelectorAll('#chart-area canvas')[1]; // the queue's, whose line is blue
   const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
   let red = 0;
-  for (let i = 0; i < data.length; i += 4) red += data[i + 3] > 0 && data[i] > 120 && data[i + 1] + data[i + 2] < 200;
+  for (let i = 0; i < data.length; i += 4)
+    red += data[i + 3] > 0 && data[i] > 120 && Math.max(data[i + 1], data[i + 2]) < 70;
   return red;
 }"""
 

@@ -346,3 +346,15 @@ async def test_killed_in_the_middle(system: System, own: Broker) -> None:
             left = holding(user["id"], await everything(own))
             assert [x for x in left if not x.endswith(".erased")] == []
             assert files_with(system.nats.store, f"axe{n}.m") == []
+
+
+async def test_an_erasure_that_was_not_asked_for_is_not_promised(system: System) -> None:
+    """With the broker away nobody can know that it will be finished, so nobody says so."""
+    await system.start(email=False)
+    async with httpx.AsyncClient(base_url=system.user.url, timeout=15) as client:
+        user = (await client.post("/v1/users", json={"email": "axe@example.com", "name": "Axe"})).json()
+        system.nats.kill()
+        answer = await client.delete(f"/v1/users/{user['id']}")
+    assert answer.status_code == 503
+    assert "will be finished" not in answer.text
+    assert "not known" in answer.json()["detail"]

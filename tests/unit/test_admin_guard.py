@@ -101,6 +101,24 @@ async def test_the_host_must_be_none_that_dns_can_point_here(host: str, status: 
             assert (await http.get(path, headers={"host": host})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),  # an image, a script
+        ("cross-site", "cors", 403),
+        ("cross-site", "navigate", 200),  # a link
+        ("same-site", "no-cors", 200),
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),
+    ],
+)
+async def test_another_sites_page_gets_nothing_by_itself(site: str, mode: str, status: int) -> None:
+    """Whatever it asks for: its reader would pay for a walk through the dead letters."""
+    async with client() as http:
+        headers = {"sec-fetch-site": site, "sec-fetch-mode": mode}
+        assert (await http.get("/read", headers=headers)).status_code == status
+
+
 async def test_what_is_not_there_yet_is_not_missing() -> None:
     """503 to a path that is not known, until all are; then 404. What is there answers meanwhile."""
     starting = True

@@ -21,6 +21,8 @@ ALLOWED: list[tuple[str, set[str]]] = [
     ("contracts/runtime/", {"msgspec", "contracts.runtime"} | PLUMBING),  # no word of mail: not even the wire
     ("contracts/replica.py", WIRE),
     ("contracts/presence.py", WIRE | PLUMBING | {"contracts.runtime", "contracts.replica"}),
+    ("contracts/audit.py", WIRE | PLUMBING | {"contracts.runtime", "starlette"}),
+    ("contracts/downtime.py", WIRE | PLUMBING | {"contracts.runtime", "contracts.audit", "starlette"}),
     ("contracts/semconv.py", WIRE | PLUMBING | {"contracts.runtime"}),
     ("contracts/streams.py", WIRE | {"contracts.runtime"}),
     ("contracts/topology.py", WIRE | PLUMBING | {"contracts.runtime", "contracts.streams"}),

@@ -16,6 +16,30 @@ def test_a_pace_is_the_growth_of_the_last_five_seconds() -> None:
     assert pace.per_s(69, 0) == 0.0
 
 
+def test_a_row_has_the_figures_of_its_snapshot() -> None:
+    """Each under its own name, the breaker as the metric numbers it; without a snapshot nothing but the time."""
+    for number, state in enumerate(("closed", "half_open", "open")):
+        snapshot = {
+            "accepted": {"per_second": 1.5},
+            "sent": {"per_second": 2.5},
+            "queue": {"size": 3, "oldest_age_seconds": 4.5},
+            "breaker": {"state": state},
+        }
+        row = row_of(5, snapshot, {"sent": 6.5})
+        assert row == {
+            "at": 5,
+            "accepted_per_second": 1.5,
+            "sent_per_second": 2.5,
+            "queue_size": 3,
+            "oldest_age_seconds": 4.5,
+            "breaker": number,
+            "verdicts_per_second": {"sent": 6.5},
+        }
+    gap = row_of(5)
+    assert gap.pop("at") == 5
+    assert set(gap.pop("verdicts_per_second").values()) == set(gap.values()) == {None}
+
+
 def answered(name: str, sent: int, started: int = 0) -> ReplicaAnswer:
     """What a worker says."""
     return replica.ANSWER.decode(

@@ -32,8 +32,7 @@ async function asked(address, given) {
   if (answer.ok && data !== null) return data;
   const ours = data?.status === answer.status && typeof data.detail === "string";
   const words = ours ? data.detail : `It answered ${answer.status}, in words that are not the API's.`;
-  const undone = ours && (answer.status < 500 || data.detail.endsWith("It was not done."));
-  throw Object.assign(new Error(words), { status: ours ? answer.status : 0, unknown: !undone });
+  throw Object.assign(new Error(words), { status: ours ? answer.status : 0, unknown: !ours || data.unknown === true });
 }
 
 export const get = (address) => asked(address);

@@ -9,7 +9,7 @@ function row(record) {
   if (record.unreadable) {
     return element("tr", {}, element("td", { colspan: 7, className: "bad", text: `▲ The record at sequence ${record.unreadable} cannot be read.` }));
   }
-  const bad = /^(failed|refused|unknown|broken off)/.test(record.outcome);
+  const bad = /^(failed|refused|unknown|broken off|the process was stopped)/.test(record.outcome);
   return element(
     "tr",
     {},

@@ -59,7 +59,7 @@ function makeRow(letter) {
   return { row, box };
 }
 
-function showList({ dead_letters: letters, next_cursor: next }, quarantined) {
+function showList({ dead_letters: letters, next_cursor: next }, { quarantined, dead, expired }) {
   const ids = new Set(letters.map((letter) => letter.event_id));
   for (const [id, { row }] of rows) {
     if (ids.has(id)) continue;
@@ -80,7 +80,7 @@ function showList({ dead_letters: letters, next_cursor: next }, quarantined) {
   }
   $("quarantine").hidden = quarantined === 0;
   if ($("quarantine").textContent !== quarantineWords(quarantined)) $("quarantine").textContent = quarantineWords(quarantined);
-  $("needs-nobody").hidden = quarantined > 0;
+  $("needs-nobody").hidden = quarantined + dead.open + expired.open > 0;
   more = next !== null;
   $("list").hidden = letters.length === 0;
   $("none").hidden = letters.length > 0 || filtered();
@@ -151,7 +151,7 @@ $("stop").addEventListener("click", () =>
     confirm: "Stop it",
     address: "/dead-letters/replay/stop",
     body: () => ({}),
-    done: (progress) => `Stopped after ${mails(progress.replayed)}.`,
+    done: (progress) => (progress.ended === "stopped" ? `Stopped after ${mails(progress.replayed)}.` : "None was running any more."),
     after: () => load(),
   }),
 );
@@ -192,10 +192,10 @@ async function show(newest) {
   if (running && !progress.running) listedAt = -Infinity;
   showProgress(progress);
   if (performance.now() - listedAt < LIST_MS || !$("filter").checkValidity()) return;
-  const [list, { quarantined }] = await Promise.all([get(`/dead-letters?${new URLSearchParams({ ...filter(), limit })}`), get("/ledger")]);
+  const [list, books] = await Promise.all([get(`/dead-letters?${new URLSearchParams({ ...filter(), limit })}`), get("/ledger")]);
   if (!newest()) return;
   listedAt = performance.now();
-  showList(list, quarantined);
+  showList(list, books);
 }
 
 $("zone").textContent = ZONE;
