@@ -17,8 +17,8 @@ from tasks import NATS_CLI, ROOT, complain, run
 
 TOOLS = ROOT / ".tools" / "bin"
 SERVICES = {"user": "user_svc", "email": "email_svc"}
-SIDE_BY_SIDE = {"unit", "property", "gateway", "integration", "e2e"}
-"""Folders of tests that mostly wait, so that a worker a processor runs them in half the time."""
+SIDE_BY_SIDE = {"unit", "property", "gateway", "browser"}
+"""Folders of tests that leave each other time enough, so that a worker a processor runs them in half of it."""
 CACHES = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".coverage", "htmlcov", "dist")
 EXTRAS = {
     "docker": "https://docs.docker.com/engine/install/ (with the compose plugin)",
@@ -50,7 +50,7 @@ def test(*arguments: str) -> int:
     own_broker_each = "://" not in os.environ.get("MAILFLOW_TEST_NATS", "")
     if not arguments and own_broker_each:
         folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
-        alone = sorted(folders - SIDE_BY_SIDE)  # those that measure, or need all of a small machine
+        alone = sorted(folders - SIDE_BY_SIDE)  # those that measure, or look closely at times
         each_file_to_a_worker = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
         first = _run(*pytest, *each_file_to_a_worker, *(f"tests/{name}" for name in sorted(SIDE_BY_SIDE)))
         return _run(*pytest, *(f"tests/{name}" for name in alone)) or first
